@@ -1,0 +1,83 @@
+"""What can go wrong in mhctl, each with its exit code; knows nothing of HTTP or of how errors are printed."""
+
+from __future__ import annotations
+
+DONE = 0
+JOB_FAILED = 1
+USAGE = 2
+NOT_REACHED = 3
+NOT_FOUND = 4
+NOT_ALLOWED = 5
+INTERRUPTED = 130  # what a shell reports for a program that SIGINT ended
+
+
+class MhctlError(Exception):
+    """An expected end of the command: a sentence, a remedy, and the exit code that belongs to it."""
+
+    exit_code = JOB_FAILED
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        remedy: str = "",
+        code: str = "",
+        lines: list[str] | None = None,
+        notes: list[str] | None = None,
+        exit_code: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.code = code
+        self.lines = lines or []
+        self.notes = notes or []
+        if exit_code is not None:
+            self.exit_code = exit_code
+
+
+class UsageError(MhctlError):
+    """The command line itself is wrong; nothing was sent."""
+
+    exit_code = USAGE
+
+
+class Unreachable(MhctlError):
+    """The daemon could not be reached; nothing was sent, or no answer came."""
+
+    exit_code = NOT_REACHED
+
+
+class ConnectionLost(Unreachable):
+    """The connection ended in the middle of an answer."""
+
+
+class ApiError(MhctlError):
+    """The daemon answered with an error body.
+
+    Args:
+        status: the HTTP status, which with the code decides the exit code.
+    """
+
+    def __init__(
+        self, message: str, *, status: int, code: str = "", remedy: str = "", notes: list[str]
+    ) -> None:
+        super().__init__(message, remedy=remedy, code=code, notes=notes, exit_code=exit_code_of(status, code))
+        self.status = status
+
+
+def exit_code_of(status: int, code: str) -> int:
+    """The exit code for an answer of the API.
+
+    Args:
+        status: the HTTP status; code: the error body's code, "" when it had none.
+    """
+    if status == 404 or code == "ambiguous_reference" or code.endswith("_not_found"):
+        return NOT_FOUND
+    if status in (401, 403):
+        return NOT_ALLOWED
+    if status in (502, 503, 504):  # a proxy before the daemon speaks, not the daemon
+        return NOT_REACHED
+    if status in (400, 413, 422):
+        return USAGE
+    return JOB_FAILED

@@ -1,0 +1,83 @@
+"""The verbs of `mhctl image`."""
+
+from __future__ import annotations
+
+from mhctl.jobs import client_of, describe, make_job
+from mhctl.text import moment, put, put_json, size, table, value
+from mhctl.transport import quote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from mhctl.commandline import Parsed
+
+    Json = dict[str, Any]
+
+
+def path_of(parsed: Parsed, tail: str = "") -> str:
+    """The API's path of the image that the first operand names."""
+    return f"images/{quote(parsed.operands[0])}{tail}"
+
+
+def image_id(job: Json) -> str:
+    """What a job about an image prints."""
+    return str(job.get("image"))
+
+
+def list_images(parsed: Parsed) -> None:
+    """`mhctl image list`."""
+    images = client_of(parsed).rows("images")
+    if parsed.options["json"]:
+        put_json(images)
+        return
+    rows = [
+        [
+            str(image["object_id"]),
+            value(image.get("comm")),
+            size(image.get("page_size")),
+            moment(image.get("ctime")),
+        ]
+        for image in images
+    ]
+    heads = ["OBJECT_ID", "COMM", "PAGE_SIZE", "CTIME"]
+    put(table(heads, rows, least={"OBJECT_ID": 32, "COMM": 12, "PAGE_SIZE": 10}))
+
+
+def show(parsed: Parsed) -> None:
+    """`mhctl image show`."""
+    image = client_of(parsed).call("GET", path_of(parsed))
+    if parsed.options["json"]:
+        put_json(image)
+        return
+    shown = {**image, "page_size": size(image.get("page_size")), "size": size(image.get("size"))}
+    put(describe(shown))
+
+
+def verify(parsed: Parsed) -> None:
+    """`mhctl image verify`."""
+    make_job(parsed, "POST", path_of(parsed, "/verify"), body={}, result=image_id)
+
+
+def delete(parsed: Parsed) -> None:
+    """`mhctl image delete`."""
+    make_job(parsed, "DELETE", path_of(parsed), result=image_id)
+
+
+def rename(parsed: Parsed) -> None:
+    """`mhctl image rename`."""
+    image = client_of(parsed).call("PATCH", path_of(parsed), body={"name": parsed.operands[1]})
+    if parsed.options["json"]:
+        put_json(image)
+    else:
+        put(f"{image['object_id']}\n")
+
+
+VERBS: dict[str, Callable[[Parsed], None]] = {
+    "list": list_images,
+    "show": show,
+    "verify": verify,
+    "delete": delete,
+    "rename": rename,
+}

@@ -1,0 +1,198 @@
+"""The verbs of `mhctl service`."""
+
+from __future__ import annotations
+
+from mhctl.errors import UsageError
+from mhctl.jobs import client_of, describe, make_job
+from mhctl.text import command_line, put, put_json, table, value
+from mhctl.transport import quote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from mhctl.commandline import Parsed
+
+    Json = dict[str, Any]
+
+
+def path_of(parsed: Parsed, tail: str = "") -> str:
+    """The API's path of the service that the first operand names."""
+    return f"services/{quote(parsed.operands[0])}{tail}"
+
+
+def given(**options: Any) -> Json:
+    """Only what was given: the API has the defaults."""
+    return {key: each for key, each in options.items() if each not in (None, False)}
+
+
+def service_id(job: Json) -> str:
+    """What most verbs print."""
+    return str(job.get("service"))
+
+
+def create(parsed: Parsed) -> None:
+    """`mhctl service create`."""
+    options = parsed.options
+    body: Json = {"args": parsed.operands}
+    if options["user"] is not None:
+        user, colon, group = options["user"].partition(":")
+        if not user or (colon and not group):
+            raise UsageError(f"-u needs USER or USER:GROUP, not {options['user']!r}")
+        body["user"] = user
+        if group:
+            body["group"] = group
+    if options["cwd"] is not None:
+        body["cwd"] = options["cwd"]
+    env = {}
+    for pair in options["env"]:
+        key, equals, text = pair.partition("=")
+        if not key or not equals:
+            raise UsageError(f"-e needs K=V, not {pair!r}")
+        env[key] = text
+    if env:
+        body["env"] = env
+    if options["bind"]:
+        body["binds"] = [_checked_bind(bind) for bind in options["bind"]]
+    if options["name"] is not None:
+        body["name"] = options["name"]
+    make_job(parsed, "POST", "services", body=body, result=service_id)
+
+
+def _checked_bind(bind: str) -> str:
+    parts = bind.split(":")
+    if (
+        len(parts) not in (2, 3)
+        or not all(part.startswith("/") for part in parts[:2])
+        or parts[2:] not in ([], ["ro"])
+    ):
+        raise UsageError(f"-b needs SRC:DST or SRC:DST:ro with absolute paths, not {bind!r}")
+    return bind
+
+
+def list_services(parsed: Parsed) -> None:
+    """`mhctl service list`."""
+    everything = parsed.options["all"]
+    services = client_of(parsed).rows("services", query={"all": 1 if everything else None})
+    if parsed.options["json"]:
+        put_json(services)
+        return
+    heads = (
+        ["OBJECT_ID", "PID", "PPID", "STATUS", "NAME", "ARGS"]
+        if everything
+        else ["OBJECT_ID", "PID", "PPID", "ARGS"]
+    )
+    rows = []
+    for service in services:
+        row = [str(service["object_id"]), value(service.get("pid")), value(service.get("ppid"))]
+        if everything:
+            row += [value(service.get("status")), value(service.get("name"))]
+        rows.append([*row, command_line(service.get("args") or [])])
+    put(table(heads, rows, least={"OBJECT_ID": 32, "PID": 5, "PPID": 5}))
+
+
+def show(parsed: Parsed) -> None:
+    """`mhctl service show`."""
+    service = client_of(parsed).call("GET", path_of(parsed))
+    if parsed.options["json"]:
+        put_json(service)
+    else:
+        put(describe(service))
+
+
+def dump(parsed: Parsed) -> None:
+    """`mhctl service dump (-t PID | SERVICE)`."""
+    pid = parsed.options["pid"]
+    if bool(parsed.operands) == (pid is not None):
+        raise UsageError("dump needs either SERVICE or -t PID", remedy="mhctl service dump --help")
+    if pid is not None:
+        if not (pid.isascii() and pid.isdecimal() and int(pid) > 0):
+            raise UsageError(f"-t needs a process id, not {pid!r}")
+        parsed.operands = [f"pid:{int(pid)}"]
+    make_job(
+        parsed,
+        "POST",
+        path_of(parsed, "/dump"),
+        body=given(leave_running=parsed.options["leave_running"]),
+        result=lambda job: str((job.get("result") or {}).get("path") or job.get("image")),
+    )
+
+
+def restore(parsed: Parsed) -> None:
+    """`mhctl service restore --from IMAGE`."""
+    image = parsed.options["from"]
+    if not image:
+        raise UsageError("restore needs --from IMAGE", remedy="mhctl service restore --help")
+    make_job(
+        parsed, "POST", f"images/{quote(image)}/restore", body={}, result=lambda job: str(job.get("image"))
+    )
+
+
+def start(parsed: Parsed) -> None:
+    """`mhctl service start`."""
+    make_job(parsed, "POST", path_of(parsed, "/start"), body={}, result=service_id)
+
+
+def stop(parsed: Parsed) -> None:
+    """`mhctl service stop`."""
+    make_job(parsed, "POST", path_of(parsed, "/stop"), body=_grace(parsed), result=service_id)
+
+
+def restart(parsed: Parsed) -> None:
+    """`mhctl service restart`."""
+    make_job(parsed, "POST", path_of(parsed, "/restart"), body=_grace(parsed), result=service_id)
+
+
+def _grace(parsed: Parsed) -> Json:
+    # A grace of 0 seconds is a wish too: kill at once.
+    return {} if parsed.options["grace"] is None else {"grace": parsed.options["grace"]}
+
+
+def logs(parsed: Parsed) -> None:
+    """`mhctl service logs`: the service's own bytes, unchanged."""
+    import sys
+
+    follow = parsed.options["follow"]
+    query = {"lines": parsed.options["lines"], "follow": 1 if follow else None}
+    # While nothing is written nothing comes, so a followed log has no time limit.
+    limit: Json = {"timeout": None} if follow else {}
+    response = client_of(parsed).open(
+        "GET", path_of(parsed, "/logs"), query=query, accept="text/plain", **limit
+    )
+    try:
+        for piece in response.pieces():
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+    finally:
+        response.close()
+
+
+def rename(parsed: Parsed) -> None:
+    """`mhctl service rename`."""
+    service = client_of(parsed).call("PATCH", path_of(parsed), body={"name": parsed.operands[1]})
+    if parsed.options["json"]:
+        put_json(service)
+    else:
+        put(f"{service['object_id']}\n")
+
+
+def delete(parsed: Parsed) -> None:
+    """`mhctl service delete`."""
+    query = {"stop": 1} if parsed.options["stop"] else None
+    make_job(parsed, "DELETE", path_of(parsed), query=query, result=service_id)
+
+
+VERBS: dict[str, Callable[[Parsed], None]] = {
+    "create": create,
+    "list": list_services,
+    "show": show,
+    "dump": dump,
+    "restore": restore,
+    "start": start,
+    "stop": stop,
+    "restart": restart,
+    "logs": logs,
+    "rename": rename,
+    "delete": delete,
+}
