@@ -1,0 +1,7 @@
+"""Django's configuration of the app `images`."""
+
+from django.apps import AppConfig
+
+
+class ImagesConfig(AppConfig):
+    name = "images"

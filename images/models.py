@@ -1,0 +1,70 @@
+"""Rows about images: what the worker read out of a sealed dump. Status is written by operations.py alone."""
+
+from enum import StrEnum
+from typing import ClassVar
+
+from django.db import models
+from django.db.models import Q
+
+from services.models import Node, Service
+from services.references import ReferenceQuerySet
+
+
+class ImageState(StrEnum):
+    """sealed: its manifest says what is in it. damaged: a verification found otherwise."""
+
+    SEALED = "sealed"
+    DAMAGED = "damaged"
+
+
+class ImageQuerySet(ReferenceQuerySet["Image"]):
+    def for_display(self) -> "ImageQuerySet":
+        """With the node and the service, in one query."""
+        return self.select_related("node", "service")
+
+
+class Image(models.Model):
+    """A sealed dump of a service in the image pool of its node."""
+
+    id = models.CharField(max_length=32, primary_key=True, editable=False)
+    name = models.CharField(max_length=63, blank=True, default="")
+    node = models.ForeignKey(Node, on_delete=models.PROTECT, related_name="images")
+    service = models.ForeignKey(
+        Service, on_delete=models.SET_NULL, null=True, blank=True, related_name="images"
+    )
+    service_ref = models.CharField(max_length=32, blank=True, default="", db_index=True)
+    comm = models.CharField(max_length=64, blank=True, default="")
+    path = models.CharField(max_length=4096)
+    size_bytes = models.BigIntegerField(default=0)
+    pages_bytes = models.BigIntegerField(default=0)
+    created_at = models.DateTimeField()
+    leave_running = models.BooleanField(default=False)
+    status = models.CharField(
+        max_length=16,
+        choices=[(state.value, state.value) for state in ImageState],
+        default=ImageState.SEALED.value,
+    )
+    damage = models.JSONField(blank=True, default=list)
+    verified_at = models.DateTimeField(null=True, blank=True)
+    criu_version = models.CharField(max_length=64, blank=True, default="")
+    kernel = models.CharField(max_length=255, blank=True, default="")
+    argv = models.JSONField(blank=True, default=list)
+    statistics = models.JSONField(blank=True, default=dict)
+    manifest = models.JSONField(blank=True, default=dict)
+
+    objects = ImageQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["created_at", "id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["node", "name"], condition=~Q(name=""), name="images_image_name_once_a_node"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name or self.id
+
+    @property
+    def is_damaged(self) -> bool:
+        return self.status == ImageState.DAMAGED.value

@@ -1,0 +1,164 @@
+"""Every way to ask for a change of an image, and what the worker writes about one. It reads no files."""
+
+from datetime import datetime
+from typing import Any
+
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from images.models import Image, ImageState
+from services import validation
+from services.actors import Actor, require_operator
+from services.models import Job, Node, Service
+from services.operations import new_job, require_state
+from services.problems import Problem
+from services.references import not_found
+from services.states import JobKind
+
+
+def request_restore(image: Image, *, actor: Actor, source: str) -> Job:
+    """Ask to bring the service of an image back to where it was.
+
+    Raises Problem service_running, job_active, image_in_use, service_not_found (its row was deleted).
+    """
+    require_operator(actor)
+    with transaction.atomic():
+        current = _locked(image)
+        _require_unused(current, {JobKind.DELETE_IMAGE})
+        service = Service.objects.select_for_update().filter(pk=current.service_ref).first()
+        if service is None:
+            raise Problem(
+                "service_not_found",
+                f"the service of image {image} was deleted",
+                "manage.py rescan makes its row again from what is on the disk",
+                http_status=404,
+                details={"service": current.service_ref},
+            )
+        active = Job.objects.active().filter(service=service).exists()
+        if not active:  # with an active job, that job is the better answer: new_job names it
+            require_state(service, JobKind.RESTORE)
+        return new_job(
+            JobKind.RESTORE,
+            node=current.node,
+            service=service,
+            image_id=current.pk,
+            actor=actor,
+            source=source,
+        )
+
+
+def request_verify(image: Image, *, actor: Actor, source: str) -> Job:
+    """Ask to compare an image's files with its manifest."""
+    return _request(JobKind.VERIFY_IMAGE, image, actor=actor, source=source, clash={JobKind.DELETE_IMAGE})
+
+
+def request_delete(image: Image, *, actor: Actor, source: str) -> Job:
+    """Ask to delete an image's files and its row. Raises Problem image_in_use while a job uses it."""
+    return _request(JobKind.DELETE_IMAGE, image, actor=actor, source=source, clash=set(JobKind))
+
+
+def rename(image: Image, name: str, actor: Actor) -> Image:
+    """Give an image another name, or none with "". Raises Problem name_taken, bad_input."""
+    require_operator(actor)
+    name = validation.name(name)
+    try:
+        with transaction.atomic():
+            Image.objects.filter(pk=image.pk).update(name=name)
+    except IntegrityError as taken:
+        raise Problem(
+            "name_taken", f"another image is named {name!r}", "choose another name", details={"name": name}
+        ) from taken
+    image.name = name
+    return image
+
+
+def record(
+    *,
+    image_id: str,
+    service_id: str,
+    node: Node,
+    comm: str,
+    path: str,
+    size_bytes: int,
+    pages_bytes: int,
+    created_at: datetime,
+    leave_running: bool,
+    criu_version: str,
+    kernel: str,
+    argv: list[str],
+    statistics: dict[str, Any],
+    manifest: dict[str, Any],
+) -> Image:
+    """Write the row of a sealed image, or write it again (a rescan).
+
+    path: the image's folder. size_bytes: of all its files. pages_bytes: of the memory pages among them.
+    """
+    service = Service.objects.filter(pk=service_id).first()
+    image, _made = Image.objects.update_or_create(
+        pk=image_id,
+        defaults={
+            "service": service,
+            "service_ref": service_id,
+            "node": node,
+            "comm": comm,
+            "path": path,
+            "size_bytes": size_bytes,
+            "pages_bytes": pages_bytes,
+            "created_at": created_at,
+            "leave_running": leave_running,
+            "criu_version": criu_version,
+            "kernel": kernel,
+            "argv": argv,
+            "statistics": statistics,
+            "manifest": manifest,
+        },
+    )
+    return image
+
+
+def forget(image_id: str) -> None:
+    """Delete the row of an image whose files are gone; a service stops pointing at it."""
+    with transaction.atomic():
+        Image.objects.filter(pk=image_id).delete()
+        Service.objects.filter(image_id=image_id).update(image_id="")
+
+
+def mark_verified(image_id: str, damaged: list[str]) -> None:
+    """Write the outcome of a verification. damaged: one line a fault, [] when all is well."""
+    status = ImageState.DAMAGED if damaged else ImageState.SEALED
+    Image.objects.filter(pk=image_id).update(status=status, damage=damaged, verified_at=timezone.now())
+
+
+def _request(kind: JobKind, image: Image, *, actor: Actor, source: str, clash: set[JobKind]) -> Job:
+    require_operator(actor)
+    with transaction.atomic():
+        current = _locked(image)
+        _require_unused(current, clash)
+        return new_job(
+            kind,
+            node=current.node,
+            image_id=current.pk,
+            service_ref=current.service_ref,
+            actor=actor,
+            source=source,
+        )
+
+
+def _locked(image: Image) -> Image:
+    rows = Image.objects.select_for_update(of=("self",)).select_related("node")
+    current = rows.filter(pk=image.pk).first()
+    if current is None:
+        raise not_found("image", image.pk)
+    return current
+
+
+def _require_unused(image: Image, kinds: set[JobKind]) -> None:
+    """Raise image_in_use while an active job of one of `kinds` works on the image."""
+    job = Job.objects.active().filter(image_id=image.pk, kind__in=kinds).first()
+    if job:
+        raise Problem(
+            "image_in_use",
+            f"image {image} is used by an active job: {job.kind} {job.pk} ({job.status})",
+            f"wait for it: mhctl job wait {job.pk}",
+            details={"job": job.pk, "kind": job.kind},
+        )

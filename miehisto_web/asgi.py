@@ -1,0 +1,9 @@
+"""The ASGI entry point that gunicorn loads. It knows only which settings to load."""
+
+import os
+
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "miehisto_web.settings")
+
+application = get_asgi_application()

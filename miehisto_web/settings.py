@@ -1,0 +1,161 @@
+"""Django's settings, read once from the environment; docs/settings.md has the table of all names."""
+
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+from environs import Env
+
+from miehisto_web.environment import database_from_url, host_of_bind, newest_tini, secret_key
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+PRIVATE_PREFIX = Path("/opt/miehisto/bin")
+
+env = Env()
+
+# --- Miehistö -------------------------------------------------------------------------------------
+MIEHISTO_STATE_DIR = env.path("MIEHISTO_STATE_DIR", Path("/var/lib/miehisto"))
+MIEHISTO_RUN_DIR = env.path("MIEHISTO_RUN_DIR", Path("/run/miehisto"))
+MIEHISTO_LOG_DIR = env.path("MIEHISTO_LOG_DIR", Path("/var/log/miehisto"))
+MIEHISTO_BIND = env.str("MIEHISTO_BIND", "127.0.0.1:14444")
+MIEHISTO_NODE = env.str("MIEHISTO_NODE", "") or socket.gethostname()
+MIEHISTO_USER = env.str("MIEHISTO_USER", "miehisto")
+MIEHISTO_START_SETTLE = env.float("MIEHISTO_START_SETTLE", 0.5)
+MIEHISTO_JOB_TIMEOUT = env.float("MIEHISTO_JOB_TIMEOUT", 600.0)
+_private_criu = PRIVATE_PREFIX / "criu"
+MIEHISTO_CRIU = env.str("MIEHISTO_CRIU", "") or (
+    str(_private_criu) if _private_criu.exists() else shutil.which("criu") or ""
+)
+MIEHISTO_TINI = env.str("MIEHISTO_TINI", "") or newest_tini(PRIVATE_PREFIX)
+
+# --- Django ---------------------------------------------------------------------------------------
+DEBUG = env.bool("MIEHISTO_DEBUG", False)
+SECRET_KEY = secret_key(
+    env.str("MIEHISTO_SECRET_KEY", ""),
+    MIEHISTO_STATE_DIR / "database" / "secret_key",
+)
+ALLOWED_HOSTS = [
+    "localhost",
+    "127.0.0.1",
+    "[::1]",
+    MIEHISTO_NODE,
+    *host_of_bind(MIEHISTO_BIND),
+    *env.list("MIEHISTO_ALLOWED_HOSTS", []),
+]
+HTTPS = env.bool("MIEHISTO_HTTPS", False)
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django_celery_beat",
+    "ninja",
+    "services",
+    "images",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "miehisto_web.urls"
+ASGI_APPLICATION = "miehisto_web.asgi.application"
+TEMPLATES: list[dict[str, Any]] = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+DATABASES = {
+    "default": database_from_url(
+        env.str("DATABASE_URL", f"sqlite:///{MIEHISTO_STATE_DIR / 'database' / 'db.sqlite3'}")
+    ),
+}
+DATABASES["default"]["CONN_MAX_AGE"] = 600
+DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 10}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+LOGIN_URL = "login"
+LOGIN_REDIRECT_URL = "services:list"
+LOGOUT_REDIRECT_URL = "login"
+
+LANGUAGE_CODE = "en-gb"
+TIME_ZONE = "UTC"
+USE_I18N = False
+USE_TZ = True
+
+STATIC_URL = "/static/"
+STATIC_ROOT = BASE_DIR / "static_root"
+STATICFILES_DIRS = [BASE_DIR / "static"]
+# The files are found where the packages keep them, so there is no collectstatic step to forget.
+WHITENOISE_USE_FINDERS = True
+WHITENOISE_AUTOREFRESH = DEBUG
+
+# --- Security -------------------------------------------------------------------------------------
+# One body is at most 1 MiB; the API says so with 413.
+DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = "Lax"
+SESSION_COOKIE_SECURE = HTTPS
+CSRF_COOKIE_SECURE = HTTPS
+CSRF_COOKIE_HTTPONLY = True
+X_FRAME_OPTIONS = "DENY"
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_REFERRER_POLICY = "same-origin"
+SECURE_CROSS_ORIGIN_OPENER_POLICY = "same-origin"
+if HTTPS:
+    # Only behind a proxy of the operator's own, which must set (and overwrite) this header.
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    SECURE_HSTS_SECONDS = 31_536_000
+
+# --- Celery ---------------------------------------------------------------------------------------
+CELERY_BROKER_URL = env.str("CELERY_BROKER_URL", f"redis+socket://{MIEHISTO_RUN_DIR / 'redis.sock'}")
+CELERY_TASK_SERIALIZER = "json"
+CELERY_ACCEPT_CONTENT = ["json"]
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_ACKS_LATE = False
+CELERY_TASK_DEFAULT_QUEUE = f"node.{MIEHISTO_NODE}"
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_TIMEZONE = TIME_ZONE
+
+# --- Logging: short lines on stdout, for whoever runs miehistod -----------------------------------
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(levelname).1s %(name)s: %(message)s"}},
+    "handlers": {
+        "stdout": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "line"},
+    },
+    "root": {"handlers": ["stdout"], "level": "INFO"},
+    "loggers": {
+        "django": {"level": "INFO"},
+        # A 404 is an answer, not an event: the access log has it.
+        "django.request": {"level": "ERROR"},
+        "kombu": {"level": "WARNING"},
+        "asyncio": {"level": "WARNING"},
+    },
+}

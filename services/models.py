@@ -1,0 +1,225 @@
+"""Rows: nodes, services, jobs with their events, API tokens. Status is written by operations.py alone."""
+
+import uuid
+from typing import Any, ClassVar
+
+from django.conf import settings
+from django.db import models
+from django.db.models import OuterRef, Q, Subquery
+
+from services.references import ReferenceQuerySet
+from services.states import ACTIVE_JOB, JobKind, JobState, ServiceState, has_process
+
+
+def new_id() -> str:
+    """Return 32 random hex digits."""
+    return uuid.uuid4().hex
+
+
+def _choices(states: type[ServiceState] | type[JobState] | type[JobKind]) -> list[tuple[str, str]]:
+    return [(state.value, state.value) for state in states]
+
+
+class NodeManager(models.Manager["Node"]):
+    def local(self) -> "Node":
+        """Return this host's node (MIEHISTO_NODE), made when it isn't there yet."""
+        return self.get_or_create(name=settings.MIEHISTO_NODE)[0]
+
+
+class Node(models.Model):
+    """A host with a worker."""
+
+    name = models.CharField(max_length=255, unique=True)
+    last_seen_at = models.DateTimeField(null=True, blank=True)
+    criu_version = models.CharField(max_length=64, blank=True, default="")
+    kernel = models.CharField(max_length=255, blank=True, default="")
+    capabilities = models.JSONField(blank=True, default=dict)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects: ClassVar[NodeManager] = NodeManager()
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ServiceQuerySet(ReferenceQuerySet["Service"]):
+    def with_process(self) -> "ServiceQuerySet":
+        """Only services that have a process of their own now."""
+        return self.filter(pid__isnull=False)
+
+    def for_display(self) -> "ServiceQuerySet":
+        """With the node and the id of the active job (`active_job_id`), in one query."""
+        active = Job.objects.filter(service=OuterRef("pk"), status__in=ACTIVE_JOB).values("id")[:1]
+        return self.select_related("node").annotate(active_job_id=Subquery(active))
+
+
+class Service(models.Model):
+    """A server program that Miehistö starts, dumps and restores."""
+
+    id = models.CharField(max_length=32, primary_key=True, default=new_id, editable=False)
+    name = models.CharField(max_length=63, blank=True, default="")
+    node = models.ForeignKey(Node, on_delete=models.PROTECT, related_name="services")
+    argv = models.JSONField(default=list)
+    user = models.CharField(max_length=255, default="root")
+    group = models.CharField(max_length=255, blank=True, default="")
+    cwd = models.CharField(max_length=4096, default="/")
+    env = models.JSONField(blank=True, default=dict)
+    binds = models.JSONField(blank=True, default=list)
+    status = models.CharField(
+        max_length=16, choices=_choices(ServiceState), default=ServiceState.CREATED.value
+    )
+    status_reason = models.TextField(blank=True, default="")
+    pid = models.PositiveIntegerField(null=True, blank=True)
+    supervisor_pid = models.PositiveIntegerField(null=True, blank=True)
+    exit_code = models.IntegerField(null=True, blank=True)
+    exit_signal = models.IntegerField(null=True, blank=True)
+    created_at = models.DateTimeField()
+    changed_at = models.DateTimeField()
+    started_at = models.DateTimeField(null=True, blank=True)
+    created_by = models.CharField(max_length=150, blank=True, default="")
+    image_id = models.CharField(max_length=32, blank=True, default="")
+
+    objects = ServiceQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["created_at", "id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["node", "name"], condition=~Q(name=""), name="services_service_name_once_a_node"
+            ),
+            models.CheckConstraint(
+                condition=Q(status__in=[state.value for state in ServiceState]),
+                name="services_service_status_known",
+            ),
+        ]
+        indexes: ClassVar = [models.Index(fields=["pid"])]
+        permissions: ClassVar = [("operate", "May create, start, stop, dump, restore and delete")]
+
+    def __str__(self) -> str:
+        return self.name or self.id
+
+    @property
+    def state(self) -> ServiceState:
+        return ServiceState(self.status)
+
+    @property
+    def has_process(self) -> bool:
+        return has_process(self.state)
+
+    @property
+    def command(self) -> str:
+        """The command line as one string for people; never run it."""
+        return " ".join(self.argv)
+
+
+class JobQuerySet(ReferenceQuerySet["Job"]):
+    name_field = ""
+
+    def active(self) -> "JobQuerySet":
+        return self.filter(status__in=ACTIVE_JOB)
+
+
+class Job(models.Model):
+    """One piece of work for a worker, and afterwards its history."""
+
+    id = models.CharField(max_length=32, primary_key=True, default=new_id, editable=False)
+    kind = models.CharField(max_length=16, choices=_choices(JobKind))
+    service = models.ForeignKey(
+        Service, on_delete=models.SET_NULL, null=True, blank=True, related_name="jobs"
+    )
+    service_ref = models.CharField(max_length=32, blank=True, default="", db_index=True)
+    node = models.ForeignKey(Node, on_delete=models.PROTECT, related_name="jobs")
+    image_id = models.CharField(max_length=32, blank=True, default="", db_index=True)
+    options = models.JSONField(blank=True, default=dict)
+    status = models.CharField(max_length=16, choices=_choices(JobState), default=JobState.QUEUED.value)
+    step = models.CharField(max_length=64, blank=True, default="")
+    requested_by = models.CharField(max_length=150, blank=True, default="")
+    source = models.CharField(max_length=16, blank=True, default="")
+    service_state_before = models.CharField(max_length=16, blank=True, default="")
+    queued_at = models.DateTimeField()
+    sent_at = models.DateTimeField(null=True, blank=True)
+    started_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+    worker = models.CharField(max_length=255, blank=True, default="")
+    error_code = models.CharField(max_length=64, blank=True, default="")
+    error_message = models.TextField(blank=True, default="")
+    error_remedy = models.TextField(blank=True, default="")
+    error_lines = models.JSONField(blank=True, default=list)
+    traceback = models.TextField(blank=True, default="")
+    result = models.JSONField(blank=True, default=dict)
+    statistics = models.JSONField(blank=True, default=dict)
+
+    objects = JobQuerySet.as_manager()
+
+    # The events of a job just inserted, so that the answer needs no query for them.
+    known_events: "list[JobEvent] | None" = None
+
+    class Meta:
+        ordering: ClassVar = ["-queued_at", "-id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["service"],
+                condition=Q(status__in=[JobState.QUEUED.value, JobState.RUNNING.value]),
+                name="services_job_one_active_a_service",
+            ),
+            models.CheckConstraint(
+                condition=Q(status__in=[state.value for state in JobState]), name="services_job_status_known"
+            ),
+        ]
+        indexes: ClassVar = [
+            models.Index(fields=["-queued_at", "-id"]),
+            models.Index(fields=["node", "status"]),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.id}"
+
+    @property
+    def state(self) -> JobState:
+        return JobState(self.status)
+
+    @property
+    def is_active(self) -> bool:
+        return self.state in ACTIVE_JOB
+
+    @property
+    def error(self) -> dict[str, Any] | None:
+        """What went wrong, or None."""
+        if not self.error_code:
+            return None
+        return {
+            "code": self.error_code,
+            "message": self.error_message,
+            "remedy": self.error_remedy,
+            "lines": self.error_lines,
+        }
+
+
+class JobEvent(models.Model):
+    """One transition or step of a job; rows are only ever added."""
+
+    job = models.ForeignKey(Job, on_delete=models.CASCADE, related_name="events")
+    at = models.DateTimeField()
+    status = models.CharField(max_length=16, choices=_choices(JobState))
+    step = models.CharField(max_length=64, blank=True, default="")
+    text = models.TextField(blank=True, default="")
+
+    class Meta:
+        ordering: ClassVar = ["id"]
+
+    def __str__(self) -> str:
+        return f"{self.status} {self.step}".rstrip()
+
+
+class ApiToken(models.Model):
+    """A key to the API; only its SHA-256 is kept."""
+
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="api_tokens")
+    digest = models.CharField(max_length=64, unique=True)
+    label = models.CharField(max_length=100, blank=True, default="")
+    created_at = models.DateTimeField(auto_now_add=True)
+    last_used_at = models.DateTimeField(null=True, blank=True)
+    expires_at = models.DateTimeField(null=True, blank=True)
+
+    def __str__(self) -> str:
+        return self.label or f"token {self.pk}"

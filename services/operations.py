@@ -1,0 +1,317 @@
+"""Every way to ask for a change of a service, and (from progress.py) to carry one out. It knows no images.
+
+A request checks permission and input, inserts the queued Job with its first JobEvent in one transaction,
+and sends its id after the commit. Each raises Problem and changes nothing when it refuses.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from django.db import IntegrityError, transaction
+from django.db.models import Q
+from django.utils import timezone
+
+from services import bell, enqueue, validation
+from services.actors import Actor, name_of, require_operator
+from services.models import Job, JobEvent, Node, Service, new_id
+from services.problems import Problem
+from services.progress import (
+    claim,
+    enter_step,
+    error,
+    fail,
+    heartbeat,
+    lose,
+    observe,
+    remove_service,
+    succeed,
+)
+from services.references import not_found
+from services.states import KINDS, JobKind, JobState, ServiceState, has_process
+
+MAX_GRACE = 3600.0  # seconds
+
+
+def request_create(
+    *,
+    node: Node,
+    argv: list[str],
+    user: str = "root",
+    group: str = "",
+    cwd: str = "/",
+    env: dict[str, str] | None = None,
+    name: str = "",
+    binds: list[str] | None = None,
+    actor: Actor,
+    source: str,
+) -> Job:
+    """Make a service and ask for its first start.
+
+    argv: the command and its arguments. user, group: names or numbers, "" for root and its group.
+    cwd: absolute. binds: extra SRC:DST[:ro]. source: web, api, mhctl, manage or agent.
+    Raises Problem bad_input, name_taken, not_allowed.
+    """
+    require_operator(actor)
+    argv = validation.command(argv)
+    checked_env = validation.environment(env or {})
+    validation.command_size(argv, checked_env)
+    now = timezone.now()
+    service = Service(
+        id=new_id(),
+        name=validation.name(name),
+        node=node,
+        argv=argv,
+        user=validation.account(user, "user") or "root",
+        group=validation.account(group, "group"),
+        cwd=validation.folder(cwd or "/"),
+        env=checked_env,
+        binds=validation.binds(binds or []),
+        created_at=now,
+        changed_at=now,
+        created_by=name_of(actor),
+    )
+    with transaction.atomic():
+        try:
+            with transaction.atomic():
+                service.save(force_insert=True)
+        except IntegrityError as taken:
+            raise _name_taken("service", service.name) from taken
+        return new_job(JobKind.START, node=node, service=service, actor=actor, source=source)
+
+
+def request_start(service: Service, *, actor: Actor, source: str) -> Job:
+    """Ask for a cold start of a service that has no process."""
+    return _request(JobKind.START, service, actor=actor, source=source)
+
+
+def request_stop(service: Service, *, actor: Actor, source: str, grace: float | None = None) -> Job:
+    """Ask to stop a running service. grace: seconds between SIGTERM and SIGKILL."""
+    return _request(JobKind.STOP, service, actor=actor, source=source, options=_grace(grace))
+
+
+def request_restart(service: Service, *, actor: Actor, source: str, grace: float | None = None) -> Job:
+    """Ask to stop a service, if it runs, and start it. grace: as for stop."""
+    return _request(JobKind.RESTART, service, actor=actor, source=source, options=_grace(grace))
+
+
+def request_dump(service: Service, *, actor: Actor, source: str, leave_running: bool = False) -> Job:
+    """Ask for an image of a running service, which is gone from the process table afterwards unless
+    `leave_running`. The image's id is already on the job (`image_id`).
+    """
+    leave_running = validation.flag(leave_running, "leave_running")
+    return _request(
+        JobKind.DUMP,
+        service,
+        actor=actor,
+        source=source,
+        image_id=new_id(),
+        options={"leave_running": leave_running},
+    )
+
+
+def request_delete_service(
+    service: Service, *, actor: Actor, source: str, stop: bool = False, grace: float | None = None
+) -> Job:
+    """Ask to forget a service; a running one is refused unless `stop`. Its images stay."""
+    stop = validation.flag(stop, "stop")
+    if service.has_process and not stop:
+        require_operator(actor)
+        raise _service_running(service, "stop it first, or delete it with the option to stop it")
+    return _request(
+        JobKind.DELETE_SERVICE, service, actor=actor, source=source, options={"stop": stop, **_grace(grace)}
+    )
+
+
+def request_check(node: Node, *, actor: Actor, source: str) -> Job:
+    """Ask a node whether it can dump and restore, and what is missing."""
+    require_operator(actor)
+    with transaction.atomic():
+        return new_job(JobKind.CHECK, node=node, actor=actor, source=source)
+
+
+def cancel(job: Job, actor: Actor) -> Job:
+    """Cancel a queued job. Raises Problem not_cancellable once a worker has it."""
+    require_operator(actor)
+    with transaction.atomic():
+        now = timezone.now()
+        cancelled = Job.objects.filter(pk=job.pk, status=JobState.QUEUED).update(
+            status=JobState.CANCELLED, finished_at=now
+        )
+        if not cancelled:
+            job.refresh_from_db()
+            raise Problem(
+                "not_cancellable",
+                f"job {job.pk} is {job.status}; only a queued job can be cancelled",
+                details={"status": job.status},
+            )
+        text = f"cancelled by {name_of(actor)}"
+        JobEvent.objects.create(job=job, at=now, status=JobState.CANCELLED, text=text)
+        transaction.on_commit(lambda: bell.ring(job.pk))
+    job.refresh_from_db()
+    return job
+
+
+def rename(service: Service, name: str, actor: Actor) -> Service:
+    """Give a service another name, or none with "". Raises Problem name_taken, bad_input."""
+    require_operator(actor)
+    name = validation.name(name)
+    try:
+        with transaction.atomic():
+            Service.objects.filter(pk=service.pk).update(name=name)
+    except IntegrityError as taken:
+        raise _name_taken("service", name) from taken
+    service.name = name
+    return service
+
+
+def resend_waiting(node_name: str, older_than_seconds: float) -> int:
+    """Send jobs again that wait on a node for longer than this. Returns how many were sent."""
+    before = timezone.now() - timedelta(seconds=older_than_seconds)
+    waiting = Job.objects.filter(node__name=node_name, status=JobState.QUEUED).select_related("node")
+    sent = 0
+    for job in waiting.filter(Q(sent_at__isnull=True) | Q(sent_at__lt=before)).order_by("queued_at"):
+        if not enqueue.resend(job):
+            break  # the broker is away; the others would wait for the same timeout
+        sent += 1
+    return sent
+
+
+def require_state(service: Service, kind: JobKind) -> None:
+    """Raise Problem service_running or service_not_running unless a job of `kind` may begin now."""
+    if service.state in KINDS[kind].allowed:
+        return
+    if has_process(service.state):
+        raise _service_running(service, "stop it first" if kind is JobKind.RESTORE else "")
+    raise Problem(
+        "service_not_running",
+        f"service {service} is {service.status}, not running",
+        "start it first" if kind is not JobKind.STOP else "",
+        details={"service": service.pk, "status": service.status},
+    )
+
+
+def new_job(
+    kind: JobKind,
+    *,
+    node: Node,
+    actor: Actor,
+    source: str,
+    service: Service | None = None,
+    image_id: str = "",
+    options: dict[str, Any] | None = None,
+    service_ref: str = "",
+) -> Job:
+    """Insert a queued job with its first event and send it after the commit; call it in a transaction.
+
+    Raises Problem job_active when the service has an active job already.
+    """
+    now = timezone.now()
+    job = Job(
+        kind=kind.value,
+        node=node,
+        service=service,
+        service_ref=service.pk if service else service_ref,
+        image_id=image_id,
+        options=options or {},
+        requested_by=name_of(actor),
+        source=source,
+        service_state_before=service.status if service else "",
+        queued_at=now,
+        # Written now, taken back if sending fails: the common case needs no second write.
+        sent_at=now,
+    )
+    try:
+        with transaction.atomic():
+            job.save(force_insert=True)
+    except IntegrityError as clash:
+        if service is None:
+            raise
+        raise _job_active(service) from clash
+    event = JobEvent.objects.create(job=job, at=now, status=JobState.QUEUED)
+    job.known_events = [event]
+    transaction.on_commit(lambda: enqueue.announce_new(job))
+    return job
+
+
+def _request(
+    kind: JobKind,
+    service: Service,
+    *,
+    actor: Actor,
+    source: str,
+    image_id: str = "",
+    options: dict[str, Any] | None = None,
+) -> Job:
+    """Ask for a job on a service as it is now, not as it was when the caller read it."""
+    require_operator(actor)
+    with transaction.atomic():
+        fresh = Service.objects.select_for_update(of=("self",)).select_related("node")
+        now = fresh.filter(pk=service.pk).first()
+        if now is None:
+            raise not_found("service", service.pk)
+        if now.state not in KINDS[kind].allowed:
+            active = Job.objects.active().filter(service=now).first()
+            if active:
+                raise _job_active(now)
+            require_state(now, kind)
+        return new_job(
+            kind, node=now.node, service=now, image_id=image_id, options=options, actor=actor, source=source
+        )
+
+
+def _grace(grace: float | None) -> dict[str, float]:
+    return {} if grace is None else {"grace": validation.seconds(grace, "grace", most=MAX_GRACE)}
+
+
+def _job_active(service: Service) -> Problem:
+    job = Job.objects.active().filter(service=service).first()
+    if job is None:
+        # It ended between the clash and this look.
+        return Problem("job_active", f"service {service} had an active job a moment ago", "ask again")
+    return Problem(
+        "job_active",
+        f"service {service} has an active job: {job.kind} {job.pk} ({job.status})",
+        f"wait for it (mhctl job wait {job.pk}), or cancel it while it is queued",
+        details={"job": job.pk, "kind": job.kind, "status": job.status},
+    )
+
+
+def _service_running(service: Service, remedy: str) -> Problem:
+    return Problem(
+        "service_running",
+        f"service {service} is {service.status}",
+        remedy,
+        details={"service": service.pk, "status": service.status},
+    )
+
+
+def _name_taken(noun: str, name: str) -> Problem:
+    return Problem(
+        "name_taken", f"another {noun} is named {name!r}", "choose another name", details={"name": name}
+    )
+
+
+__all__ = [
+    "ServiceState",
+    "cancel",
+    "claim",
+    "enter_step",
+    "error",
+    "fail",
+    "heartbeat",
+    "lose",
+    "new_job",
+    "observe",
+    "remove_service",
+    "rename",
+    "request_check",
+    "request_create",
+    "request_delete_service",
+    "request_dump",
+    "request_restart",
+    "request_start",
+    "request_stop",
+    "require_state",
+    "resend_waiting",
+    "succeed",
+]

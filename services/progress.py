@@ -1,0 +1,365 @@
+"""What a worker and the agent write: claims, steps, ends of jobs, what they saw. It knows no CRIU.
+
+With operations.py, which offers these names too, the only writer of status. Every change of a job is one
+transaction with its JobEvent; the bell rings after the commit.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from django.db import transaction
+from django.utils import timezone
+
+from services import bell
+from services.models import Job, JobEvent, Node, Service
+from services.states import (
+    KINDS,
+    TRANSIENT,
+    JobKind,
+    JobState,
+    ServiceState,
+    has_process,
+    may_move,
+    state_after_success,
+    transient_state,
+)
+
+log = logging.getLogger(__name__)
+
+
+def claim(job_id: str, *, worker: str) -> Job | None:
+    """Take a queued job; the service goes into the transient state of the job's kind.
+
+    worker: the name of the asker, written on the row.
+    Returns the job with `service` and `node` loaded, or None: another has it, it was cancelled, it doesn't
+    exist, or the service is by now in a state that the job can't begin from (the job is failed then).
+    """
+    with transaction.atomic():
+        now = timezone.now()
+        claimed = Job.objects.filter(pk=job_id, status=JobState.QUEUED).update(
+            status=JobState.RUNNING, started_at=now, worker=worker
+        )
+        if not claimed:
+            return None
+        job = Job.objects.select_related("service", "node").get(pk=job_id)
+        JobEvent.objects.create(job=job, at=now, status=JobState.RUNNING, text=f"taken by {worker}")
+        transaction.on_commit(lambda: bell.ring(job_id))
+        refusal = _refusal(job)
+        if refusal:
+            code, message = refusal
+            fail(job, code=code, message=message, remedy="ask again", lines=[], service_state=None)
+            return None
+        service = job.service
+        if service:
+            job.service_state_before = service.status
+            Job.objects.filter(pk=job_id).update(service_state_before=service.status)
+            state = transient_state(JobKind(job.kind), service.state)
+            if state:
+                _write_service(service, state)
+    return job
+
+
+def _refusal(job: Job) -> tuple[str, str] | None:
+    """Why a job just claimed can't begin any more, as code and sentence."""
+    allowed = KINDS[JobKind(job.kind)].allowed
+    if not allowed:
+        return None
+    service = job.service
+    if service is None:
+        return "service_not_found", "the service was deleted meanwhile"
+    if service.state in allowed:
+        return None
+    code = "service_running" if has_process(service.state) else "service_not_running"
+    return code, f"the service is {service.status} by now"
+
+
+def enter_step(job: Job, step: str) -> None:
+    """Say what the job is about to do, e.g. "freezing"; a failure then says where it was."""
+    with transaction.atomic():
+        Job.objects.filter(pk=job.pk, status=JobState.RUNNING).update(step=step)
+        JobEvent.objects.create(job_id=job.pk, at=timezone.now(), status=JobState.RUNNING, step=step)
+    job.step = step
+    bell.ring(job.pk)
+
+
+def succeed(
+    job: Job,
+    *,
+    service_state: ServiceState | None,
+    result: dict[str, Any],
+    statistics: dict[str, Any],
+    pid: int | None = None,
+    supervisor_pid: int | None = None,
+    exit_code: int | None = None,
+    exit_signal: int | None = None,
+    reason: str = "",
+) -> None:
+    """End a job well.
+
+    service_state: what is true now; None means the state that KINDS gives for this kind.
+    result, statistics: for pages and clients; `result["image"]` becomes the job's image when it has none.
+    pid, supervisor_pid: of the service if it runs now; None keeps what is known.
+    """
+    image_id = job.image_id or str(result.get("image", ""))
+    fields = {"result": result, "statistics": statistics, "image_id": image_id}
+
+    def settle(service: Service) -> None:
+        if job.kind == JobKind.DELETE_SERVICE:
+            service.delete()
+            return
+        leave_running = bool(job.options.get("leave_running"))
+        state = service_state or state_after_success(JobKind(job.kind), leave_running=leave_running)
+        if image_id and job.kind in {JobKind.DUMP, JobKind.RESTORE}:
+            service.image_id = image_id
+        if state:
+            _write_service(
+                service,
+                state,
+                pid=pid,
+                supervisor_pid=supervisor_pid,
+                exit_code=exit_code,
+                exit_signal=exit_signal,
+                reason=reason,
+            )
+
+    _end(job, JobState.SUCCEEDED, fields, settle)
+
+
+def fail(
+    job: Job,
+    *,
+    code: str,
+    message: str,
+    remedy: str,
+    lines: list[str],
+    service_state: ServiceState | None,
+    pid: int | None = None,
+    supervisor_pid: int | None = None,
+    exit_code: int | None = None,
+    exit_signal: int | None = None,
+    reason: str = "",
+) -> None:
+    """End a job that failed in an expected way.
+
+    code, message, remedy: for people and programs. lines: CRIU's or the service's own words.
+    service_state: what is true now; None means the state before the job.
+    """
+    fields = {
+        "error_code": code,
+        "error_message": message,
+        "error_remedy": remedy,
+        "error_lines": lines,
+    }
+    extras = {
+        "pid": pid,
+        "supervisor_pid": supervisor_pid,
+        "exit_code": exit_code,
+        "exit_signal": exit_signal,
+    }
+    settle = _settle_as(job, service_state, extras, reason)
+    _end(job, JobState.FAILED, fields, settle, text=message)
+
+
+def error(job: Job, traceback: str, service_state: ServiceState | None = None) -> None:
+    """End a job that hit a bug. service_state: as for `fail`."""
+    last_line = traceback.strip().rpartition("\n")[2]
+    fields = {
+        "error_code": "internal_error",
+        "error_message": f"a fault in Miehistö: {last_line}",
+        "error_remedy": "report it with the traceback",
+        "traceback": traceback,
+    }
+    _end(job, JobState.ERRORED, fields, _settle_as(job, service_state, {}, ""), text=last_line)
+
+
+def lose(
+    job: Job,
+    message: str,
+    service_state: ServiceState | None = None,
+    *,
+    pid: int | None = None,
+    supervisor_pid: int | None = None,
+    exit_code: int | None = None,
+    exit_signal: int | None = None,
+    reason: str = "",
+) -> None:
+    """End a job whose worker died. service_state: what the disk says; None means the state before."""
+    fields = {
+        "error_code": "worker_lost",
+        "error_message": message,
+        "error_remedy": "look at the service's state, then ask again",
+    }
+    extras = {
+        "pid": pid,
+        "supervisor_pid": supervisor_pid,
+        "exit_code": exit_code,
+        "exit_signal": exit_signal,
+    }
+    _end(job, JobState.LOST, fields, _settle_as(job, service_state, extras, reason), text=message)
+
+
+def remove_service(job: Job) -> None:
+    """Delete the row of the job's service; the job keeps its id in `service_ref`."""
+    Service.objects.filter(pk=job.service_ref).delete()
+    job.service = None
+
+
+def observe(
+    service_id: str,
+    *,
+    state: ServiceState,
+    pid: int | None,
+    supervisor_pid: int | None,
+    exit_code: int | None,
+    exit_signal: int | None,
+    reason: str,
+) -> bool:
+    """Write what the agent saw of a service.
+
+    Returns True if the row changed; False when it said so already, when a running job has the word, when
+    there is no such row, or when the table of transitions forbids it.
+    """
+    seen = {
+        "status": state.value,
+        "pid": pid,
+        "supervisor_pid": supervisor_pid,
+        "exit_code": exit_code,
+        "exit_signal": exit_signal,
+    }
+    current = Service.objects.filter(pk=service_id).values(*seen).first()
+    # The agent asks often and mostly nothing is new: no write lock is taken for that.
+    if current is None or current == seen:
+        return False
+    with transaction.atomic():
+        service = Service.objects.select_for_update().filter(pk=service_id).first()
+        if service is None or service.jobs.filter(status=JobState.RUNNING).exists():
+            return False
+        if not may_move(service.state, state):
+            log.warning("service %s is %s, yet was seen %s", service_id, service.status, state)
+            return False
+        _write_service(
+            service,
+            state,
+            pid=pid,
+            supervisor_pid=supervisor_pid,
+            exit_code=exit_code,
+            exit_signal=exit_signal,
+            reason=reason,
+        )
+    return True
+
+
+def heartbeat(node_name: str, criu_version: str, kernel: str, capabilities: dict[str, Any]) -> Node:
+    """Note that a node's worker is alive and what it can; makes the node's row at first."""
+    node, _made = Node.objects.update_or_create(
+        name=node_name,
+        defaults={
+            "last_seen_at": timezone.now(),
+            "criu_version": criu_version,
+            "kernel": kernel,
+            "capabilities": capabilities,
+        },
+    )
+    return node
+
+
+def _extras(
+    pid: int | None, supervisor_pid: int | None, exit_code: int | None, exit_signal: int | None
+) -> dict[str, int | None]:
+    return {
+        "pid": pid,
+        "supervisor_pid": supervisor_pid,
+        "exit_code": exit_code,
+        "exit_signal": exit_signal,
+    }
+
+
+def _settle_as(
+    job: Job, state: ServiceState | None, extras: dict[str, int | None], reason: str
+) -> Callable[[Service], None]:
+    """Return what writes the service's state after a job that didn't succeed."""
+
+    def settle(service: Service) -> None:
+        after = state
+        if after is None:
+            if service.state not in TRANSIENT:
+                return
+            after = ServiceState(job.service_state_before)
+        why = job.error_message if after in {ServiceState.FAILED, ServiceState.EXITED} else ""
+        _write_service(service, after, reason=reason or why, **extras)
+
+    return settle
+
+
+def _end(
+    job: Job,
+    state: JobState,
+    fields: dict[str, Any],
+    settle: Callable[[Service], None],
+    *,
+    text: str = "",
+) -> None:
+    """Write a job's end once, settle its service, add the event, ring."""
+    now = timezone.now()
+    for name, value in {**fields, "status": state.value, "finished_at": now}.items():
+        setattr(job, name, value)
+    with transaction.atomic():
+        ended = Job.objects.filter(pk=job.pk, status=JobState.RUNNING).update(
+            **fields, status=state, finished_at=now
+        )
+        if not ended:
+            log.warning("job %s had ended before it was said to be %s", job.pk, state)
+            return
+        service = Service.objects.select_for_update().filter(jobs=job.pk).first()
+        if service:
+            settle(service)
+        JobEvent.objects.create(job_id=job.pk, at=now, status=state, step=job.step, text=text)
+        transaction.on_commit(lambda: bell.ring(job.pk))
+
+
+def _write_service(
+    service: Service,
+    state: ServiceState,
+    *,
+    pid: int | None = None,
+    supervisor_pid: int | None = None,
+    exit_code: int | None = None,
+    exit_signal: int | None = None,
+    reason: str = "",
+) -> None:
+    """Move a service along the table of transitions; what a state can't have (a PID) is cleared.
+
+    Raises ValueError for a transition that the table doesn't have: a bug of the caller.
+    """
+    if not may_move(service.state, state):
+        raise ValueError(f"service {service.pk} can't go from {service.status} to {state}")
+    now = timezone.now()
+    if state is ServiceState.RUNNING and pid is not None and pid != service.pid:
+        service.started_at = now
+    if has_process(state):
+        service.pid = pid if pid is not None else service.pid
+        service.supervisor_pid = supervisor_pid if supervisor_pid is not None else service.supervisor_pid
+        if state is ServiceState.RUNNING:
+            service.exit_code = service.exit_signal = None
+    else:
+        service.pid = service.supervisor_pid = None
+        if exit_code is not None or exit_signal is not None:
+            service.exit_code, service.exit_signal = exit_code, exit_signal
+    service.status = state.value
+    service.status_reason = reason
+    service.changed_at = now
+    service.save()
+
+
+__all__ = [
+    "claim",
+    "enter_step",
+    "error",
+    "fail",
+    "heartbeat",
+    "lose",
+    "observe",
+    "remove_service",
+    "succeed",
+]
