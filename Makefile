@@ -1,0 +1,55 @@
+# Miehistö: the few commands that a developer and an operator type. Each target's work lies in scripts/.
+PREFIX ?= /usr/local
+BINDIR ?= $(PREFIX)/bin
+PYTHON := .venv/bin/python
+PYTEST_ARGS ?=
+
+.PHONY: help setup setup-dev install uninstall lint test demo bench bench-peers lock clean
+
+help:
+	@echo "make setup        everything Miehistö needs on this Debian 12 or 13 (as root)"
+	@echo "make demo         the walk-through, for real, on this machine"
+	@echo "make install      link miehistod, mhctl and runmh into $(BINDIR); make uninstall removes them"
+	@echo "make test         linters, types, migrations and all tests (PYTEST_ARGS='-k word' for some)"
+	@echo "make bench        measure against bare CRIU; make bench-peers against container engines"
+	@echo "make lock         write requirements*.txt anew from requirements*.in"
+	@echo "make clean        remove caches and the virtual environment; the database and the images stay"
+
+setup:
+	@scripts/setup
+
+setup-dev:
+	@scripts/setup --dev
+
+install:
+	@/usr/bin/env python3 -B -m scripts.links install $(BINDIR)
+
+uninstall:
+	@/usr/bin/env python3 -B -m scripts.links uninstall $(BINDIR)
+
+lint:
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy .
+	$(PYTHON) manage.py makemigrations --check --dry-run
+
+# pytest runs last, so that its closing line closes the output.
+test: setup-dev
+	@$(MAKE) --no-print-directory lint
+	$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+demo: setup
+	@scripts/demo
+
+bench: setup-dev
+	$(PYTHON) benchmarks/run.py $(BENCH_ARGS)
+
+bench-peers: setup-dev
+	$(PYTHON) benchmarks/run.py --peers $(BENCH_ARGS)
+
+lock:
+	@scripts/lock
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist static_root test-artifacts *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Set-up of one host, behind `make setup` and `make install`. Standard library only; knows no Django."""

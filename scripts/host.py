@@ -1,0 +1,156 @@
+"""The host's part of the set-up: is it served, its Debian packages, the site's user; knows no CRIU."""
+
+from __future__ import annotations
+
+import os
+import platform
+import pwd
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scripts.command import SetupError, run, succeeds
+
+RELEASES = {"12": "bookworm", "13": "trixie"}
+MACHINES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
+OLDEST_PYTHON = (3, 11)
+
+RUNTIME_PACKAGES = (
+    "ca-certificates",  # pip trusts this file on Debian
+    "nftables",
+    "passwd",
+    "patchelf",
+    "python3-venv",
+    "redis-server",
+    "util-linux",
+)
+TEST_PACKAGES = ("curl", "git", "memcached", "nodejs", "postgresql", "procps")
+
+# Packages that start a daemon of their own when they are installed. miehistod starts a private Redis, and the
+# tests start private servers, so a daemon that this host did not run before must not appear.
+_DAEMONS = {
+    "redis-server": ("redis-server",),
+    "memcached": ("memcached",),
+    "postgresql": ("postgresql",),
+    "nftables": (),
+}
+_POLICY = Path("/usr/sbin/policy-rc.d")
+
+
+def check_host() -> str:
+    """Return the release's code name, or say why this machine is not served.
+
+    Raises:
+        SetupError: not root, not Debian 12 or 13, another processor, Python too old.
+    """
+    if os.geteuid() != 0:
+        raise SetupError(
+            "Set-up installs packages and a user, so it must run as root: run `sudo make setup`."
+        )
+    release = os_release(Path("/etc/os-release").read_text() if Path("/etc/os-release").exists() else "")
+    version = release.get("VERSION_ID", "").split(".")[0]
+    if release.get("ID") != "debian" or version not in RELEASES:
+        name = release.get("PRETTY_NAME", "an unknown system")
+        raise SetupError(
+            f"This is {name}; set-up serves Debian 12 and 13 only: use one of them (a container will do)."
+        )
+    if platform.machine() not in MACHINES:
+        raise SetupError(f"The processor is {platform.machine()}; set-up serves x86_64 and aarch64 only.")
+    if sys.version_info < OLDEST_PYTHON:
+        raise SetupError(
+            f"Python is {platform.python_version()}, not 3.11 or newer: run `apt-get install python3`."
+        )
+    return RELEASES[version]
+
+
+def os_release(text: str) -> dict[str, str]:
+    """Return the fields of an os-release(5) file, unquoted."""
+    pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
+    return {name.strip(): value.strip().strip("\"'") for name, value in pairs}
+
+
+def library_folder(root: Path) -> Path:
+    """Return the folder below `root` where Debian keeps this processor's libraries."""
+    return root / "usr/lib" / MACHINES[platform.machine()]
+
+
+def missing_packages(names: Iterable[str]) -> list[str]:
+    """Return those of the packages that are not installed, by dpkg's word."""
+    wanted = list(names)
+    query = ["dpkg-query", "--show", "--showformat", "${db:Status-Abbrev} ${Package}\n"]
+    installed = set()
+    for line in run(query, otherwise="dpkg cannot list the installed packages.").splitlines():
+        state, _, name = line.partition(" ")
+        if state.startswith("ii"):
+            installed.add(name.strip())
+    return [name for name in wanted if name not in installed]
+
+
+def install_packages(names: Iterable[str]) -> list[str]:
+    """Install those of the packages that are missing and return their names; no daemon is started or enabled.
+
+    Raises:
+        SetupError: the registry can't be reached, or apt refuses.
+    """
+    missing = missing_packages(names)
+    if missing:
+        listed = " ".join(missing)
+        run(
+            ["apt-get", "update", "-q"],
+            otherwise="apt cannot reach the package registry: check /etc/apt and the network.",
+        )
+        with _no_daemon_starts():
+            run(
+                ["apt-get", "install", "-q", "-y", "--no-install-recommends", *missing],
+                env={"DEBIAN_FRONTEND": "noninteractive"},
+                otherwise=f"apt cannot install {listed}: run `apt-get install {listed}` to see why.",
+            )
+        for daemon in (daemon for name in missing for daemon in _DAEMONS.get(name, ())):
+            _keep_from_boot(daemon)
+    return missing
+
+
+@contextmanager
+def _no_daemon_starts() -> Iterator[None]:
+    """Keep packages from starting daemons, as invoke-rc.d(8) documents; an operator's own policy stays."""
+    if _POLICY.exists():
+        kept = _POLICY.with_name("policy-rc.d.before-miehisto")
+        _POLICY.rename(kept)
+    else:
+        kept = None
+    try:
+        _POLICY.write_text(
+            "#!/bin/sh\n# Written for the time of one apt-get by Miehisto's set-up.\nexit 101\n"
+        )
+        _POLICY.chmod(0o755)
+        yield
+    finally:
+        _POLICY.unlink(missing_ok=True)
+        if kept is not None:
+            kept.rename(_POLICY)
+
+
+def _keep_from_boot(daemon: str) -> None:
+    """Undo what the package just did for the next boot."""
+    if shutil.which("systemctl"):
+        succeeds(["systemctl", "disable", "--quiet", daemon])
+    elif shutil.which("update-rc.d"):
+        succeeds(["update-rc.d", daemon, "disable"])
+
+
+def ensure_user(name: str) -> bool:
+    """Create the unprivileged system user that the site runs as; return whether it was missing."""
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        useradd = ["useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent"]
+        run([*useradd, "--shell", "/usr/sbin/nologin", name], otherwise=f"Cannot create the user {name}.")
+        return True
+    return False
+
+
+def as_user(name: str, argv: Iterable[str | Path]) -> list[str | Path]:
+    """Return the command that runs `argv` as the user, with no group but its own."""
+    return ["setpriv", f"--reuid={name}", f"--regid={name}", "--clear-groups", "--", *argv]
