@@ -20,10 +20,18 @@ class Option:
         metavar: what its value is called; "" makes it a flag.
         many: it may be given several times and its values form a list.
         number: its value is a number of at least zero (of seconds, of lines).
+        required: the verb makes no sense without it.
     """
 
     def __init__(
-        self, spelling: str, metavar: str, help_text: str, *, many: bool = False, number: bool = False
+        self,
+        spelling: str,
+        metavar: str,
+        help_text: str,
+        *,
+        many: bool = False,
+        number: bool = False,
+        required: bool = False,
     ) -> None:
         self.names = spelling.split()
         self.key = self.names[-1].lstrip("-").replace("-", "_")
@@ -31,6 +39,7 @@ class Option:
         self.help_text = help_text
         self.many = many
         self.number = number
+        self.required = required
 
 
 class Verb:
@@ -109,7 +118,7 @@ NOUNS: dict[str, list[Verb]] = {
             "restore",
             "",
             "restore a service from an image; prints the image's id",
-            Option("--from", "IMAGE", "the image"),
+            Option("--from", "IMAGE", "the image", required=True),
             *WAITING,
         ),
         Verb("stop", "SERVICE", "stop a service", GRACE, *WAITING),
@@ -187,7 +196,7 @@ def parse(words: list[str]) -> Parsed:
         verb = verbs[0]
     operands = _operands(verb, words, options)
     if not options.get("help"):
-        _check_count(noun, verb, operands)
+        _check_presence(noun, verb, operands, options)
     for option in verb.options:
         options.setdefault(option.key, [] if option.many else (None if option.metavar else False))
     return Parsed(noun, verb, options, operands)
@@ -251,8 +260,11 @@ def _take_option(words: list[str], known: tuple[Option, ...], options: dict[str,
         options[option.key] = int(given) if option.number else given
 
 
-def _check_count(noun: str, verb: Verb, operands: list[str]) -> None:
+def _check_presence(noun: str, verb: Verb, operands: list[str], options: dict[str, Any]) -> None:
     remedy = f"mhctl {noun} {verb.name} --help".replace("  ", " ")
+    for option in verb.options:
+        if option.required and not options.get(option.key):
+            raise UsageError(f"{option.names[-1]} {option.metavar} is missing", remedy=remedy)
     if verb.operands == ["COMMAND"]:
         if not operands:
             raise UsageError("the command to start is missing", remedy=remedy)

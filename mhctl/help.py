@@ -15,9 +15,8 @@ def usage(noun: str, verb: Verb) -> str:
     for option in verb.options:
         if option.names[0] in ("--json", "--url", "-h"):
             continue
-        words.append(
-            f"[{option.names[0]}{' ' + option.metavar if option.metavar else ''}]{'…' * option.many}"
-        )
+        text = f"{option.names[0]} {option.metavar}".rstrip()
+        words.append(text if option.required else f"[{text}]{'…' * option.many}")
     words += ["[--]", "CMD", "ARG…"] if verb.operands == ["COMMAND"] else verb.operands
     return " ".join(words)
 

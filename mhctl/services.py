@@ -122,8 +122,6 @@ def dump(parsed: Parsed) -> None:
 def restore(parsed: Parsed) -> None:
     """`mhctl service restore --from IMAGE`."""
     image = parsed.options["from"]
-    if not image:
-        raise UsageError("restore needs --from IMAGE", remedy="mhctl service restore --help")
     make_job(
         parsed, "POST", f"images/{quote(image)}/restore", body={}, result=lambda job: str(job.get("image"))
     )

@@ -46,10 +46,10 @@ class Progress:
         if not (self.shown and text):
             return
         try:
-            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
         except OSError:
             width = 80
-        text = plain(text)[: max(width - 1, 10)]
+        text = plain(text)[: width - 1]
         sys.stderr.write(f"\r\033[K{text}" if self.rewrites else f"{text}\n")
         sys.stderr.flush()
         self.dirty = self.rewrites
