@@ -127,13 +127,24 @@ def _fetch_criu(prefix: Path, codename: str, suite: str) -> Path:
         root = fetch_packages(source, ["criu", "python3-pycriu"], Path(folder))
         tree = Path(folder) / "tree"
         lay_out(root, tree)
-        goal = prefix / f"criu-{criu_version(_runnable(tree))}"
+        version = criu_version(_runnable(tree))
+        goal = prefix / f"criu-{version}"
+        if _complete(goal, version):
+            # It was tried before this one was fetched, and other processes may be running it.
+            return goal / "bin/criu"
         _set_interpreter(tree, goal)
         if goal.exists():
-            # Of the same version, but refused or incomplete: make room without deleting what may be running.
             goal.rename(Path(folder) / "replaced")
         tree.rename(goal)
     return goal / "bin/criu"
+
+
+def _complete(tree: Path, version: str) -> bool:
+    """Tell whether a CRIU of this version, with its pycriu, lies there already and starts."""
+    try:
+        return criu_version(tree / "bin/criu") == version and (tree / "python/pycriu/__init__.py").exists()
+    except SetupError:
+        return False
 
 
 def lay_out(root: Path, tree: Path) -> None:

@@ -39,9 +39,11 @@ _DAEMONS = {
 _POLICY = Path("/usr/sbin/policy-rc.d")
 
 
-def check_host() -> str:
+def check_host(release_file: Path = Path("/etc/os-release")) -> str:
     """Return the release's code name, or say why this machine is not served.
 
+    Args:
+        release_file: names the system, see os-release(5).
     Raises:
         SetupError: not root, not Debian 12 or 13, another processor, Python too old.
     """
@@ -49,7 +51,7 @@ def check_host() -> str:
         raise SetupError(
             "Set-up installs packages and a user, so it must run as root: run `sudo make setup`."
         )
-    release = os_release(Path("/etc/os-release").read_text() if Path("/etc/os-release").exists() else "")
+    release = os_release(release_file.read_text() if release_file.exists() else "")
     version = release.get("VERSION_ID", "").split(".")[0]
     if release.get("ID") != "debian" or version not in RELEASES:
         name = release.get("PRETTY_NAME", "an unknown system")

@@ -23,6 +23,7 @@ from scripts.stamps import Stamps
 from scripts.tini import ensure_tini
 
 ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_PREFIX = Path("/opt/miehisto")
 
 
 class Setup:
@@ -32,7 +33,7 @@ class Setup:
         """Read the settings that set-up itself obeys; `dev` adds what tests and linters need."""
         self.dev = dev
         self.venv = ROOT / ".venv"
-        self.prefix = Path(os.environ.get("MIEHISTO_PREFIX", "/opt/miehisto")).absolute()
+        self.prefix = Path(os.environ.get("MIEHISTO_PREFIX", DEFAULT_PREFIX)).absolute()
         self.user = os.environ.get("MIEHISTO_USER", "miehisto")
         self.codename = ""
 
@@ -52,6 +53,9 @@ class Setup:
         _tell("tini", os.environ["MIEHISTO_TINI"])
         criu = self._criu()
         _tell("criu", criu)
+        if self.prefix != DEFAULT_PREFIX:
+            link, tini = self.prefix / "bin/criu", os.environ["MIEHISTO_TINI"]
+            _tell("settings", f"start miehistod with MIEHISTO_CRIU={link} MIEHISTO_TINI={tini}")
         self._database()
 
     def _python(self) -> None:

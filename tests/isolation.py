@@ -1,0 +1,139 @@
+"""A pytest plugin: every test runs on folders of its own, and the run checks that it leaves nothing behind.
+
+It is loaded by `-p` in pyproject.toml, before Django reads its settings, and knows no test.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ORIGINAL_ENVIRONMENT = dict(os.environ)
+"""What pytest was started with, for the tests that are about this very installation."""
+
+MARK = "MIEHISTO_TEST_RUN"
+_RUN = uuid.uuid4().hex
+FOLDER = Path(tempfile.mkdtemp(prefix="miehisto-tests-"))
+"""This run's folder. The site's unprivileged user may enter it, unlike pytest's own tmp_path."""
+
+_OURS = ("MIEHISTO_", "CELERY_", "DATABASE_URL", "DJANGO_")
+_TOOLS = {"MIEHISTO_CRIU", "MIEHISTO_TINI", "MIEHISTO_USER"}
+
+
+def _isolate() -> None:
+    """Point every setting at this run's folder, and give every child a mark to be found by."""
+    for name in list(os.environ):
+        if name.startswith(_OURS) and name not in _TOOLS:
+            del os.environ[name]
+    FOLDER.chmod(0o755)
+    for part in ("STATE", "RUN", "LOG"):
+        folder = FOLDER / part.lower()
+        folder.mkdir()
+        os.environ[f"MIEHISTO_{part}_DIR"] = str(folder)
+    temporary = FOLDER / "tmp"
+    temporary.mkdir()
+    temporary.chmod(0o1777)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
+    os.environ[MARK] = _RUN
+
+
+_isolate()
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What a test could leave on the host."""
+
+    processes: frozenset[tuple[int, str]]
+    mounts: frozenset[str]
+    firewall: str
+
+    @classmethod
+    def now(cls) -> Traces:
+        """Return what is there at this moment."""
+        rules = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=False)
+        return cls(
+            processes=frozenset(_own_processes()),
+            mounts=frozenset(
+                line.split(" - ")[0].split(" ", 3)[3]
+                for line in Path("/proc/self/mountinfo").read_text().splitlines()
+            ),
+            firewall=rules.stdout,
+        )
+
+
+def _read(path: Path) -> bytes:
+    """Return a /proc file's content, or nothing when the process has just gone."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _own_processes() -> Iterator[tuple[int, str]]:
+    """Yield (PID, command line) of the processes that this run started.
+
+    They carry the run's mark in their environment. A service has an environment of its own: it is known by
+    its PID namespace, and it counts here when its supervisor is gone or carries the mark.
+    """
+    mark = f"{MARK}={_RUN}".encode()
+    here = os.stat("/proc/self/ns/pid").st_ino
+    for folder in Path("/proc").glob("[0-9]*"):
+        pid = int(folder.name)
+        words = _read(folder / "cmdline").replace(b"\0", b" ").decode(errors="replace").strip()
+        if pid == os.getpid() or not words:
+            continue
+        if mark in _read(folder / "environ").split(b"\0"):
+            yield pid, words
+            continue
+        try:
+            elsewhere = (folder / "ns/pid").stat().st_ino != here
+        except OSError:
+            continue
+        if elsewhere:
+            parent = next(
+                (
+                    line.split()[1]
+                    for line in _read(folder / "status").decode().splitlines()
+                    if line[:5] == "PPid:"
+                ),
+                "1",
+            )
+            if parent == "1" or mark in _read(Path("/proc") / parent / "environ").split(b"\0"):
+                yield pid, words
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Fail the run when a process, a mount or a firewall rule of its tests is still there at its end."""
+    before = Traces.now()
+    yield
+    after = Traces.now()
+    left = [f"process {pid}: {words}" for pid, words in sorted(after.processes - before.processes)]
+    left += [f"mount: {mount}" for mount in sorted(after.mounts - before.mounts)]
+    if after.firewall != before.firewall:
+        left.append(f"firewall rules:\n{after.firewall}")
+    if left:
+        pytest.fail("the tests left behind:\n" + "\n".join(left), pytrace=False)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int | pytest.ExitCode
+) -> None:
+    """Say where the files of a failed run are; those of a good one are deleted."""
+    if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        terminalreporter.write_line(f"the files of this run are kept in {FOLDER}")
+
+
+def pytest_sessionfinish(exitstatus: int | pytest.ExitCode) -> None:
+    """Delete this run's folder after a good run."""
+    if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        shutil.rmtree(FOLDER, ignore_errors=True)
