@@ -1,0 +1,71 @@
+"""What stands between an empty folder and a site to log in to: tables, the first admin, root's token."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from miehistod.errors import CannotRun
+from miehistod.folders import write_private
+from miehistod.launch import Launcher
+
+ADMIN = "admin"
+
+
+def migrate(launcher: Launcher) -> None:
+    """Brings the database up to date, as the site's user, so that its files are his.
+
+    Raises:
+        CannotRun: it cannot be.
+    """
+    done = launcher.run_python_as_user("-m", "django", "migrate", "--noinput", "--verbosity", "0")
+    if done.returncode != 0:
+        raise CannotRun(f"cannot bring the database up to date:\n{_last_lines(done.stderr)}")
+
+
+def make_admin(launcher: Launcher) -> Path:
+    """Makes the first user of the site at the first start, with a random password.
+
+    Returns:
+        the file that holds the password, readable by root only.
+
+    Raises:
+        CannotRun: the user cannot be made.
+    """
+    path = launcher.settings.state_dir / "admin_password"
+    if path.exists():
+        return path
+    # The password is on the disk before the user is in the database: a crash between the two loses nothing.
+    pending = path.with_name("admin_password.pending")
+    tried_before = pending.exists()
+    if not tried_before:
+        write_private(pending, secrets.token_urlsafe(15) + "\n")
+    done = launcher.run_python_as_user(
+        *("-m", "django", "createsuperuser", "--noinput"),
+        *("--username", ADMIN, "--email", f"{ADMIN}@localhost"),
+        DJANGO_SUPERUSER_PASSWORD=pending.read_text(encoding="ascii").strip(),
+    )
+    if done.returncode == 0 or (tried_before and "already taken" in done.stderr):
+        pending.rename(path)
+    else:
+        pending.unlink()
+        if "already taken" not in done.stderr:  # else somebody made him, and knows his password
+            raise CannotRun(f"cannot make the site's first user:\n{_last_lines(done.stderr)}")
+    return path
+
+
+def make_token(launcher: Launcher) -> None:
+    """Writes a fresh token for root's mhctl to RUN_DIR/token.
+
+    Raises:
+        CannotRun: the site gives none.
+    """
+    done = launcher.run_python_as_user("-m", "django", "daemon_token")
+    token = done.stdout.strip()
+    if done.returncode != 0 or not token or "\n" in token:
+        raise CannotRun(f"cannot get a token for mhctl:\n{_last_lines(done.stderr or done.stdout)}")
+    write_private(launcher.settings.run_dir / "token", token + "\n")
+
+
+def _last_lines(text: str, count: int = 12) -> str:
+    return "\n".join(f"    {line}" for line in text.strip().splitlines()[-count:])

@@ -1,0 +1,164 @@
+"""The command `miehistod`: prepares one node, starts its parts, keeps them running until a signal ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from miehistod import account, first_start, folders, parts, readiness, sockets
+from miehistod.errors import CannotRun
+from miehistod.launch import Launcher
+from miehistod.settings import Settings, read
+from miehistod.supervisor import GaveUp, PartSpec, Supervisor
+
+USAGE = """usage: miehistod
+
+Runs everything of one node in the foreground, logs on stdout: the site, the worker, the scheduler and, unless
+CELERY_BROKER_URL names another, a private Redis. SIGTERM or Ctrl-C ends it; services go on running.
+Settings come from the environment; docs/settings.md lists them.
+"""
+
+
+def say(line: str) -> None:
+    """Writes a line to stdout; a reader that has left is no reason to end services' manager."""
+    try:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    except OSError:
+        # Also for Python's own flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A node whose parts can be started.
+
+    Attributes:
+        password: the file with the first admin's password; it may not exist.
+        redis: None when the broker is somebody else's.
+        others: what needs a broker.
+    """
+
+    settings: Settings
+    password: Path
+    redis: PartSpec | None
+    others: list[PartSpec]
+
+
+def prepare(settings: Settings) -> Prepared:
+    """Makes everything that the parts need before the first of them starts.
+
+    Raises:
+        CannotRun: something is missing.
+    """
+    site_user = account.find(settings.user)
+    folders.make_folders(settings, site_user)
+    tcp = sockets.listen_tcp(settings)
+    host, port = settings.bind_address
+    if port == 0:  # any free one: from here on its real number
+        port = tcp.getsockname()[1]
+        settings = replace(settings, bind=f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    folders.make_secret_key(settings, site_user)
+    launcher = Launcher(settings, site_user)
+    launcher.make_places()
+    redis = None if settings.broker_url else parts.redis_part(launcher)
+    first_start.migrate(launcher)
+    password = first_start.make_admin(launcher)
+    first_start.make_token(launcher)
+    listeners = [tcp, sockets.listen_unix(settings, site_user)]
+    others = [
+        parts.worker_part(launcher),
+        parts.scheduler_part(launcher),
+        parts.site_part(launcher, listeners),
+    ]
+    return Prepared(settings, password, redis, others)
+
+
+async def bring_up(node: Prepared, supervisor: Supervisor) -> None:
+    """Starts the parts in their order, says when the node is ready, and then watches them.
+
+    Raises:
+        GaveUp: a part died too often.
+    """
+    settings = node.settings
+    readiness.worker_sign(settings).unlink(missing_ok=True)
+    if node.redis is not None:
+        supervisor.start(node.redis)
+        # A worker that finds no broker tries again only after two seconds.
+        while not await readiness.redis_answers(settings):
+            await asyncio.sleep(readiness.PAUSE / 5)
+    for spec in node.others:
+        supervisor.start(spec)
+    await readiness.until_ready(settings, say)
+    login = f" (login admin, password in {node.password})" if node.password.exists() else ""
+    say(f"ready: http://{settings.bind}{login}")
+    await supervisor.wait()
+
+
+async def run(node: Prepared) -> int:
+    """Runs a node until a signal comes or a part died too often.
+
+    Returns:
+        the exit code: 0 after a signal.
+    """
+    supervisor = Supervisor(say)
+    loop = asyncio.get_running_loop()
+    signalled = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup wants SIGHUP ignored
+            loop.add_signal_handler(number, signalled.set)
+    tasks: list[asyncio.Task[Any]] = [
+        asyncio.create_task(bring_up(node, supervisor)),
+        asyncio.create_task(supervisor.wait()),  # a part may die too often before the node is ready
+        asyncio.create_task(signalled.wait()),
+    ]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    failure = next((each for each in outcomes if isinstance(each, Exception)), None)
+    say("miehistod | stopping; services go on running")
+    await supervisor.stop()
+    for name in ("miehistod.sock", "token"):
+        (node.settings.run_dir / name).unlink(missing_ok=True)
+    if isinstance(failure, GaveUp):
+        say(f"miehistod | {failure}; it said:")
+        for line in failure.said or ["nothing"]:
+            say(f"    {line}")
+        last = failure.said[-1] if failure.said else "nothing"
+        say(f"miehistod: stopped everything: {failure}, its last words: {last}")
+        return 1
+    if failure is not None:
+        raise failure
+    say("miehistod | stopped")
+    return 0
+
+
+def main() -> int:
+    """The entry point. Returns the exit code."""
+    if sys.argv[1:]:
+        wants_help = sys.argv[1:] in (["-h"], ["--help"])
+        (sys.stdout if wants_help else sys.stderr).write(USAGE)
+        return 0 if wants_help else 2
+    try:
+        if os.geteuid() != 0:
+            raise CannotRun(
+                "miehistod must run as root: CRIU dumps and restores nothing otherwise", "sudo miehistod"
+            )
+        settings = read()
+        with folders.take_lock(settings.run_dir):
+            return asyncio.run(run(prepare(settings)))
+    except CannotRun as reason:
+        sys.stderr.write(f"miehistod: {reason}\n")
+        return 1
+    except KeyboardInterrupt:  # before the parts were started
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""The parts of one node and their command lines; knows nothing of how they are kept running."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from pathlib import Path
+
+from miehistod.errors import CannotRun
+from miehistod.launch import Launcher
+from miehistod.supervisor import PartSpec
+
+SITE_PROCESSES = 2
+# Jobs of one node that run at once. They mostly wait (for the disk, for CRIU), so more than there are cores.
+WORKER_PROCESSES = max(4, min(8, 2 * (os.cpu_count() or 1)))
+# A held answer (?wait=) must not outlast the time that miehistod gives its parts to end.
+SITE_GRACE = 3
+
+
+def redis_part(launcher: Launcher) -> PartSpec:
+    """The private Redis: a unix socket, no TCP port, nothing kept on the disk (the database is the truth).
+
+    Raises:
+        CannotRun: redis-server is not installed.
+    """
+    program = shutil.which("redis-server")
+    if program is None:
+        raise CannotRun(
+            "redis-server is not installed", "`make setup`, or name another Redis in CELERY_BROKER_URL"
+        )
+    folder = launcher.settings.redis_dir
+    argv = [program, "--port", "0", "--unixsocket", str(folder / "redis.sock"), "--unixsocketperm", "660"]
+    argv += ["--save", "", "--appendonly", "no", "--dir", str(folder), "--daemonize", "no", "--pidfile", ""]
+    return PartSpec(
+        name="redis",
+        argv=launcher.wrap(argv, as_user=True),
+        env=launcher.environment(as_user=True),
+        stop_last=True,
+    )
+
+
+def worker_part(launcher: Launcher) -> PartSpec:
+    """The Celery worker, as root: CRIU needs it."""
+    node = launcher.settings.node
+    argv = [launcher.python_for(as_user=False), "-m", "celery", "-A", "miehisto_web.celery", "worker"]
+    argv += [
+        "-Q",
+        f"node.{node}",
+        "-n",
+        f"{node}@%h",
+        "--concurrency",
+        str(WORKER_PROCESSES),
+        "-P",
+        "prefork",
+    ]
+    # Workers need not know of each other here, and asking around costs a second at each start.
+    argv += ["--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+    env = launcher.environment(as_user=False)
+    return PartSpec(name="worker", argv=launcher.wrap(argv, as_user=False), env=env)
+
+
+def scheduler_part(launcher: Launcher) -> PartSpec:
+    """Celery's beat, with its table in the database."""
+    argv = [launcher.python_for(as_user=True), "-m", "celery", "-A", "miehisto_web.celery", "beat"]
+    argv += ["-S", "django", "--loglevel", "INFO"]
+    env = launcher.environment(as_user=True)
+    return PartSpec(name="scheduler", argv=launcher.wrap(argv, as_user=True), env=env)
+
+
+def site_part(launcher: Launcher, listeners: list[socket.socket]) -> PartSpec:
+    """Django under gunicorn.
+
+    The sockets go in as systemd would pass them, not by `--bind fd://N`: with that, gunicorn removes the unix
+    socket's path when it ends (gunicorn 27, Arbiter.stop), and the next gunicorn listens there too.
+    """
+    fds = tuple(listener.fileno() for listener in listeners)
+    argv = [launcher.python_for(as_user=True), "-m", "gunicorn", "-k", "asgi", "-w", str(SITE_PROCESSES)]
+    argv += ["--graceful-timeout", str(SITE_GRACE), "--no-control-socket", "--access-logfile", "-"]
+    argv += ["--access-logformat", "%(s)s %(m)s %(U)s %(M)sms"]
+    if Path("/dev/shm").is_dir():  # noqa: S108 (gunicorn's heartbeat file: on a disk it can stall)
+        argv += ["--worker-tmp-dir", "/dev/shm"]  # noqa: S108
+    argv.append("miehisto_web.asgi:application")
+    return PartSpec(
+        name="site",
+        argv=launcher.wrap(argv, as_user=True, listen=fds),
+        env=launcher.environment(as_user=True),
+        pass_fds=fds,
+    )

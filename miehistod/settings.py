@@ -1,0 +1,84 @@
+"""The few settings that miehistod itself needs, read from the environment; knows no Django.
+
+The names and defaults are those of miehisto_web/settings.py; docs/settings.md has the whole table.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from miehistod.errors import CannotRun
+
+DEFAULT_BIND = "127.0.0.1:14444"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment says.
+
+    Attributes:
+        broker_url: "" when miehistod starts a Redis of its own.
+        secret_key: "" when it is kept in a file.
+    """
+
+    state_dir: Path
+    run_dir: Path
+    log_dir: Path
+    bind: str
+    node: str
+    user: str
+    broker_url: str
+    secret_key: str
+
+    @property
+    def database_dir(self) -> Path:
+        """The one folder below the state that the site's user may write."""
+        return self.state_dir / "database"
+
+    @property
+    def redis_dir(self) -> Path:
+        """Redis makes its socket itself, so it needs a folder of its own; RUN_DIR/redis.sock leads there."""
+        return self.run_dir / "redis"
+
+    @property
+    def own_broker_url(self) -> str:
+        """The address of the private Redis."""
+        return f"redis+socket://{self.run_dir / 'redis.sock'}"
+
+    @property
+    def bind_address(self) -> tuple[str, int]:
+        """Host and port to listen on; an IPv6 host without its brackets."""
+        host, _, port = self.bind.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+def read(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Reads the settings.
+
+    Raises:
+        CannotRun: MIEHISTO_BIND is not HOST:PORT.
+    """
+
+    def folder(name: str, default: str) -> Path:
+        return Path(environ.get(name) or default).absolute()
+
+    settings = Settings(
+        state_dir=folder("MIEHISTO_STATE_DIR", "/var/lib/miehisto"),
+        run_dir=folder("MIEHISTO_RUN_DIR", "/run/miehisto"),
+        log_dir=folder("MIEHISTO_LOG_DIR", "/var/log/miehisto"),
+        bind=environ.get("MIEHISTO_BIND") or DEFAULT_BIND,
+        node=environ.get("MIEHISTO_NODE") or socket.gethostname(),
+        user=environ.get("MIEHISTO_USER") or "miehisto",
+        broker_url=environ.get("CELERY_BROKER_URL", ""),
+        secret_key=environ.get("MIEHISTO_SECRET_KEY", ""),
+    )
+    host, _, port = settings.bind.rpartition(":")
+    if not (host and port.isascii() and port.isdecimal() and int(port) < 65536):
+        raise CannotRun(f"cannot listen on {settings.bind!r}", "MIEHISTO_BIND has the form HOST:PORT")
+    if settings.broker_url == settings.own_broker_url:
+        settings = Settings(**{**vars(settings), "broker_url": ""})
+    return settings

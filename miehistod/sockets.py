@@ -1,0 +1,60 @@
+"""The listening sockets: made by root, kept by miehistod, handed to each gunicorn that it starts."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+
+from miehistod.account import Account
+from miehistod.errors import CannotRun
+from miehistod.settings import Settings
+
+BACKLOG = 512
+# Seconds: the site of a miehistod that was killed ends by itself, but not at once.
+PATIENCE = 3.0
+
+
+def listen_tcp(settings: Settings) -> socket.socket:
+    """Listens on MIEHISTO_BIND (port 0: any free one).
+
+    Raises:
+        CannotRun: the address is taken, or not this machine's.
+    """
+    host, port = settings.bind_address
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+            return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE and time.monotonic() < until:
+                time.sleep(0.1)
+                continue
+            raise CannotRun(
+                f"cannot listen on {settings.bind}: {error.strerror}",
+                "choose another address in MIEHISTO_BIND",
+            ) from error
+
+
+def listen_unix(settings: Settings, account: Account) -> socket.socket:
+    """Listens on RUN_DIR/miehistod.sock, for root and the site's group; takes the place of an old socket.
+
+    Raises:
+        CannotRun: the path is too long for a socket, or cannot be made.
+    """
+    path = settings.run_dir / "miehistod.sock"
+    fresh = path.with_name(".miehistod.new")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        fresh.unlink(missing_ok=True)
+        listener.bind(str(fresh))
+        os.chown(fresh, 0, account.gid)
+        fresh.chmod(0o660)
+        listener.listen(BACKLOG)
+        fresh.rename(path)
+    except OSError as error:
+        listener.close()
+        raise CannotRun(f"cannot listen on {path}: {error.strerror or error}") from error
+    return listener
