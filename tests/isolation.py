@@ -5,6 +5,7 @@ It is loaded by `-p` in pyproject.toml, before Django reads its settings, and kn
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import subprocess
@@ -128,12 +129,16 @@ def nothing_left_behind() -> Iterator[None]:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, exitstatus: int | pytest.ExitCode
 ) -> None:
-    """Say where the files of a failed run are; those of a good one are deleted."""
+    """Keep the files of a failed run and say where they are; those of any other run are deleted at the exit."""
     if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        atexit.unregister(_delete_folder)
         terminalreporter.write_line(f"the files of this run are kept in {FOLDER}")
 
 
-def pytest_sessionfinish(exitstatus: int | pytest.ExitCode) -> None:
-    """Delete this run's folder after a good run."""
-    if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+def _delete_folder(process: int) -> None:
+    """Delete this run's folder, unless this is a child that a test forked."""
+    if os.getpid() == process:
         shutil.rmtree(FOLDER, ignore_errors=True)
+
+
+atexit.register(_delete_folder, os.getpid())
