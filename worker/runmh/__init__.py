@@ -1,0 +1,1 @@
+"""The supervisor of one service. Few imports, no Django: it must be small and start fast."""

@@ -1,0 +1,238 @@
+"""One call of CRIU: its process, its protocol (pycriu's messages), its log and its figures.
+
+Knows nothing of services, images of ours or jobs. A dump is sent to a `criu swrk` of this process; a restore
+to one that runmh has started, for runmh must be the parent of what is restored.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pycriu.images
+import pycriu.rpc_pb2 as rpc
+
+from worker.errors import JobFailed
+
+# A deleted file that a service holds open is stored in the image up to this size (CRIU's default is 1 MiB).
+GHOST_LIMIT = 256 * 1024 * 1024
+_CAP_SYS_RESOURCE = 24
+
+
+class Statistics(NamedTuple):
+    """CRIU's own figures of one dump; times in microseconds, pages of 4096 bytes."""
+
+    freezing_time: int = 0
+    frozen_time: int = 0
+    memdump_time: int = 0
+    memwrite_time: int = 0
+    pages_scanned: int = 0
+    pages_written: int = 0
+
+
+class Account(NamedTuple):
+    """The one user and group that every process of a tree has."""
+
+    uid: int
+    gid: int
+
+
+def has_sys_resource() -> bool:
+    """Tell whether this process has CAP_SYS_RESOURCE; without it CRIU cannot dump a tree of another user."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        effective = next(line.split()[1] for line in file if line.startswith("CapEff:"))
+    return bool(int(effective, 16) >> _CAP_SYS_RESOURCE & 1)
+
+
+def common_options() -> rpc.criu_opts:
+    """Return what dump and restore share: options that must be the same at both ends."""
+    return rpc.criu_opts(
+        images_dir_fd=-1,
+        log_level=4,
+        tcp_established=True,
+        file_locks=True,
+        ext_unix_sk=True,
+        shell_job=True,
+        link_remap=True,
+        manage_cgroups=True,
+        manage_cgroups_mode=rpc.IGNORE,
+        network_lock=rpc.NFTABLES,
+        ghost_limit=GHOST_LIMIT,
+    )
+
+
+def _command(binary: str, rpc_fd: int, namespace_fd: int, account: Account | None) -> list[str]:
+    words = [binary, "swrk", str(rpc_fd)]
+    if account is not None:
+        # prlimit(2) wants the same ids or CAP_SYS_RESOURCE. So where that is missing CRIU runs as the
+        # service's own user, with every other capability kept across exec.
+        capabilities = "+all,-sys_resource"
+        identity = [f"--reuid={account.uid}", f"--regid={account.gid}", "--clear-groups"]
+        kept = [f"--inh-caps={capabilities}", f"--ambient-caps={capabilities}"]
+        words = ["setpriv", *identity, *kept, "--", *words]
+    if namespace_fd >= 0:
+        words = ["nsenter", f"--mount=/proc/self/fd/{namespace_fd}", "--", *words]
+    return words
+
+
+class Call:
+    """A conversation with one `criu swrk`."""
+
+    def __init__(self, connection: socket.socket, process: subprocess.Popen[bytes] | None = None) -> None:
+        self._connection = connection
+        self._process = process
+
+    @classmethod
+    def launch(
+        cls, binary: str, *, namespace_fd: int = -1, account: Account | None = None, keep: int = -1
+    ) -> Call:
+        """Start a `criu swrk` in a session of its own, so that it ends its work even if this process dies.
+
+        Args:
+            binary: the CRIU binary.
+            namespace_fd: a mount namespace to run in; -1 for the present one.
+            account: run as this user, with all our capabilities, instead of root.
+            keep: a descriptor that CRIU shall hold open as long as it works; -1 for none.
+
+        Raises:
+            JobFailed: the binary, setpriv or nsenter is missing.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                process = subprocess.Popen(
+                    _command(binary, theirs.fileno(), namespace_fd, account),
+                    start_new_session=True,
+                    pass_fds=[theirs.fileno(), *(number for number in (namespace_fd, keep) if number >= 0)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            except OSError as error:
+                ours.close()
+                raise _no_criu(binary, error) from None
+        return cls(ours, process)
+
+    def converse(
+        self, request: rpc.criu_req, *, timeout: float, on_notify: Callable[[str], bool] | None = None
+    ) -> rpc.criu_resp:
+        """Send a request to CRIU and return its answer.
+
+        Args:
+            request: one of pycriu's messages.
+            timeout: seconds that CRIU may be silent.
+            on_notify: called with the name of each stage that CRIU reports (only with `notify_scripts`); its
+                answer is CRIU's: False makes CRIU undo what it did.
+
+        Raises:
+            JobFailed: CRIU went away without an answer, or was silent for too long.
+        """
+        connection = self._connection
+        connection.settimeout(timeout)
+        try:
+            connection.send(request.SerializeToString())
+            while data := connection.recv(1 << 20):
+                answer = rpc.criu_resp()
+                answer.ParseFromString(data)
+                if answer.type != rpc.NOTIFY:
+                    return answer
+                agreed = on_notify(answer.notify.script) if on_notify else True
+                connection.send(rpc.criu_req(type=rpc.NOTIFY, notify_success=agreed).SerializeToString())
+        except TimeoutError:
+            raise JobFailed(
+                "criu_timeout",
+                f"CRIU did not answer within {timeout:g} seconds.",
+                "Raise MIEHISTO_JOB_TIMEOUT if the service is large, else look for a task in state D.",
+            ) from None
+        except OSError as error:
+            raise JobFailed(
+                "criu_died", f"CRIU could not be talked to: {error}.", "Look at CRIU's log."
+            ) from None
+        raise JobFailed("criu_died", "CRIU ended without an answer.", "Look at CRIU's log; was it killed?")
+
+    def close(self) -> None:
+        """Hang up, and wait for CRIU's end if it is a child of ours."""
+        self._connection.close()
+        if self._process is not None:
+            self._process.wait()
+
+
+def error_lines(log: Path, limit: int = 20) -> list[str]:
+    """Return the last `limit` lines of CRIU's log that tell of an error, oldest first; none without a log."""
+    try:
+        with log.open(encoding="utf-8", errors="replace") as file:
+            found = [line.rstrip() for line in file if "Error" in line]
+    except OSError:
+        return []
+    # CRIU says this on every host that lacks CAP_SYS_RESOURCE and goes on; it would only mislead.
+    return [line for line in found if "Can't setup RLIMIT_NOFILE for self" not in line][-limit:]
+
+
+def statistics(folder: Path) -> Statistics:
+    """Return CRIU's figures from `folder`/stats-dump; zeroes if it wrote none."""
+    try:
+        with (folder / "stats-dump").open("rb") as file:
+            entry = pycriu.images.load(file)["entries"][0]["dump"]
+    except (OSError, KeyError, IndexError):
+        return Statistics()
+    return Statistics(*(int(entry.get(name, 0)) for name in Statistics._fields))
+
+
+def entries(image: Path) -> list[dict[str, Any]]:
+    """Return the decoded entries of one of CRIU's image files; none if it is missing."""
+    try:
+        with image.open("rb") as file:
+            found: list[dict[str, Any]] = pycriu.images.load(file)["entries"]
+    except FileNotFoundError:
+        return []
+    return found
+
+
+def external_for_dump(mounts: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the `external` options that tell CRIU not to look into these (target, source) mounts."""
+    return [f"mnt[{target}]:{target}" for target, _ in mounts]
+
+
+def external_for_restore(mounts: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the `external` options that give these mounts back."""
+    return [f"mnt[{target}]:{source}" for target, source in mounts]
+
+
+def version(binary: str) -> str:
+    """Return the version of the CRIU at `binary`, such as ``4.2.1``.
+
+    Raises:
+        JobFailed: there is none, or it does not run.
+    """
+    try:
+        shown = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise _no_criu(binary, error) from None
+    return shown.stdout.split()[1] if shown.stdout else "unknown"
+
+
+def _no_criu(binary: str, error: Exception) -> JobFailed:
+    return JobFailed(
+        "no_criu",
+        f"CRIU cannot be run: {binary}: {getattr(error, 'strerror', None) or error}.",
+        "Run `make setup`, or name a CRIU that works in MIEHISTO_CRIU.",
+    )
+
+
+@contextmanager
+def folders(image: Path, work: Path) -> Iterator[tuple[int, int]]:
+    """Open the folders that CRIU reads or writes; it finds them in /proc of the sender of its request."""
+    image_fd = os.open(image, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        work_fd = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield image_fd, work_fd
+        finally:
+            os.close(work_fd)
+    finally:
+        os.close(image_fd)

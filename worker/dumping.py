@@ -1,0 +1,173 @@
+"""One dump, from a running service to a sealed image. Knows nothing of jobs.
+
+A service that shall end is ended only after its image is sealed: CRIU asks (its stage "post-dump") while the
+service is still frozen and its connections are still held, and lets it go on if the sealing failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pycriu.rpc_pb2 as rpc
+
+from worker import criu, manifest
+from worker.errors import JobFailed
+from worker.explaining import explained
+from worker.supervision import Running
+from worker.tools import Tools
+
+
+class Dumped(NamedTuple):
+    """A sealed image.
+
+    Attributes:
+        path: its folder.
+        manifest: what is in it.
+        sealing_seconds: the time that sums and syncing took.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    sealing_seconds: float
+
+
+class Dump:
+    """One dump in its steps."""
+
+    def __init__(
+        self,
+        tools: Tools,
+        service_id: str,
+        image_id: str,
+        running: Running,
+        account: criu.Account | None,
+        leave_running: bool,
+        lock: int,
+    ) -> None:
+        self.tools = tools
+        self.running = running
+        self.account = account
+        self.leave_running = leave_running
+        self.lock = lock
+        self.service_id = service_id
+        self.image_id = image_id
+        self.partial = tools.paths.partial_image(image_id)
+        self.final = tools.paths.image(image_id)
+        self.work = tools.work_folder(service_id)
+        self.sealed: dict[str, Any] | None = None
+        self.sealing_failed: OSError | None = None
+        self.sealing_seconds = 0.0
+
+    def run(self) -> Dumped:
+        self.partial.mkdir(mode=0o700)
+        try:
+            answer = self._call()
+            if answer.success and self.leave_running:
+                self._seal()
+        except BaseException:
+            manifest.remove(self.partial)
+            raise
+        if self.sealed is None or not (answer.success or self._has_ended()):
+            manifest.remove(self.partial)
+            manifest.remove(self.final)
+            raise self._failure()
+        if not self.leave_running:
+            self.tools.step("ending the dumped process")
+            self.running.runmh.wait(self.tools.timeout)
+            self.tools.paths.state(self.service_id).unlink(missing_ok=True)
+        figures = criu.statistics(self.work)._asdict()
+        sealed = self.sealed | {"statistics": figures}
+        with contextlib.suppress(OSError):  # a pool that is full by now may lose the figures, not the image
+            sealed = manifest.amend(self.final, self.sealed, statistics=figures)
+        return Dumped(self.final, sealed, self.sealing_seconds)
+
+    def _has_ended(self) -> bool:
+        """Tell whether the service is gone: a sealed image is then all there is of it, whatever CRIU said."""
+        return not self.running.init.alive()
+
+    def _call(self) -> rpc.criu_resp:
+        tools = self.tools
+        if self.account is not None:
+            for folder in (self.partial, self.work):
+                os.chown(folder, self.account.uid, self.account.gid)
+        tools.step("freezing and writing memory")
+        call = criu.Call.launch(tools.criu, namespace_fd=tools.warm, account=self.account, keep=self.lock)
+        try:
+            with criu.folders(self.partial, self.work) as (image_fd, work_fd):
+                request = rpc.criu_req(type=rpc.DUMP, opts=criu.common_options())
+                opts = request.opts
+                opts.images_dir_fd = image_fd
+                opts.work_dir_fd = work_fd
+                opts.log_file = "dump.log"
+                opts.pid = self.running.init.pid
+                opts.leave_running = self.leave_running
+                opts.unprivileged = self.account is not None
+                opts.external.extend(criu.external_for_dump(self.running.mounts))
+                opts.notify_scripts = not self.leave_running
+                return call.converse(request, timeout=tools.timeout, on_notify=self._on_notify)
+        finally:
+            call.close()
+            os.chown(self.work, 0, 0)
+
+    def _on_notify(self, stage: str) -> bool:
+        """Seal the image while CRIU holds the service frozen (its stage "post-dump")."""
+        if stage == "post-dump":
+            self._seal()
+        return self.sealing_failed is None
+
+    def _seal(self) -> None:
+        self.tools.step("sealing image")
+        began = time.monotonic()
+        running = self.running
+        facts = {
+            "image": self.image_id,
+            "service": self.service_id,
+            "spec": json.loads(self.tools.paths.spec(self.service_id).read_bytes()),
+            "created": time.time(),
+            "leave_running": self.leave_running,
+            "criu": _version(self.tools.criu, Path(self.tools.criu).stat().st_mtime_ns),
+            "kernel": os.uname().release,
+            "machine": os.uname().machine,
+            "mounts": running.mounts,
+            "pipe": running.pipe,
+            "comm": _comm(self.partial),
+            "pages_bytes": sum(path.stat().st_size for path in self.partial.glob("pages-*.img")),
+        }
+        try:
+            self.sealed = manifest.seal(self.partial, self.final, facts)
+        except OSError as error:
+            self.sealing_failed = error
+        self.sealing_seconds = time.monotonic() - began
+
+    def _failure(self) -> JobFailed:
+        if self.sealing_failed is not None:
+            return JobFailed(
+                "pool_full" if self.sealing_failed.errno == errno.ENOSPC else "sealing_failed",
+                f"The image could not be sealed: {self.sealing_failed}.",
+                "Look at the pool's disk; the service runs as before.",
+            )
+        return explained("dump", self.partial, self.work / "dump.log")
+
+
+@cache
+def _version(binary: str, _modified: int) -> str:
+    """Return the version of a binary, asked for once: starting CRIU costs as much as a small seal."""
+    return criu.version(binary)
+
+
+def _comm(image: Path) -> str:
+    """Return the name of the service's own process: the first that is not its init."""
+    tasks = sorted(image.glob("core-*.img"), key=lambda path: int(path.stem.rpartition("-")[2]))
+    for path in tasks[1:]:
+        for entry in criu.entries(path):
+            core = entry.get("tc")
+            if isinstance(core, dict):
+                return str(core.get("comm", ""))
+    return ""

@@ -1,0 +1,191 @@
+"""What a job does on a node: start, stop, dump, restore a service; verify and delete an image.
+
+One way through each: lock, preflight, act, manifest. It knows folders and processes, but no rows: what it is
+told comes as arguments, what it did goes back as values.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from worker import locks, manifest, preflight, supervision
+from worker.dumping import Dump, Dumped
+from worker.durable import write_json
+from worker.errors import JobFailed
+from worker.restoring import restore
+from worker.supervision import Running
+from worker.tools import Tools
+
+
+class Ended(NamedTuple):
+    """How a service ended: an exit code or a signal number, never both."""
+
+    exit_code: int | None
+    exit_signal: int | None
+
+
+class Engine:
+    """The node's hands.
+
+    Args:
+        tools: what it works with.
+    """
+
+    def __init__(self, tools: Tools) -> None:
+        self.tools = tools
+        self.paths = tools.paths
+        self.step = tools.step
+
+    @contextmanager
+    def _alone(self, service_id: str) -> Iterator[int]:
+        """Hold a service against every other job, also one of another worker on this node.
+
+        Yields:
+            The lock's descriptor, which CRIU inherits: a worker that dies does not free what CRIU works on.
+        """
+        folder = self.paths.runtime(service_id)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with locks.held(self.paths.job_lock(service_id)) as lock:
+            if lock is None:
+                raise JobFailed(
+                    "service_busy",
+                    "Another job works on this service.",
+                    "Wait for it (mhctl job list), then try again.",
+                )
+            yield lock
+
+    def start(self, service_id: str, spec: dict[str, Any]) -> Running:
+        """Start a service from its spec.
+
+        Args:
+            spec: argv, user, group, cwd, env, binds.
+
+        Raises:
+            JobFailed: it could not be started, or ended within `settle` seconds.
+        """
+        with self._alone(service_id):
+            self._refuse_running(service_id)
+            self.step("starting")
+            path = self.paths.spec(service_id)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_json(path, spec)
+            self.paths.empty_root.mkdir(mode=0o700, exist_ok=True)
+            running = supervision.launch(self.paths, "start", service_id, self.tools.tini, self.tools.timeout)
+            self.step("watching it settle")
+            if running.runmh.wait(self.tools.settle):
+                ended = self.ended(service_id)
+                raise JobFailed(
+                    "exited_at_once",
+                    f"The service ended as soon as it was started ({describe(ended)}).",
+                    "Read its last lines; try the command by hand as the same user.",
+                    supervision.last_lines(self.paths.log(service_id)),
+                )
+            return running
+
+    def stop(self, service_id: str, grace: float) -> Ended:
+        """End a service: SIGTERM, and SIGKILL after `grace` seconds. One that has ended already is fine."""
+        with self._alone(service_id):
+            running = supervision.running(self.paths, service_id)
+            if running is not None:
+                self.step("stopping")
+                running.init.signal(signal.SIGTERM)
+                if not running.runmh.wait(grace):
+                    self.step("killing")
+                    running.init.signal(signal.SIGKILL)
+                    running.runmh.wait(self.tools.timeout)
+            return self.ended(service_id)
+
+    def ended(self, service_id: str) -> Ended:
+        """Return how the service's last run ended, as its runmh wrote it."""
+        state = supervision.read_state(self.paths, service_id)
+        return Ended(state.get("exit_code"), state.get("exit_signal"))
+
+    def dump(self, service_id: str, image_id: str, *, leave_running: bool = False) -> Dumped:
+        """Dump a running service into a new image.
+
+        A service that shall end is ended only after the image is sealed: CRIU waits for the sealing with the
+        service still frozen and, if that fails, lets it go on as if nothing had been.
+
+        Raises:
+            JobFailed: it was not dumped; the service runs as before and no image is left.
+        """
+        with self._alone(service_id) as lock:
+            self.step("looking before freezing")
+            running = self._running(service_id)
+            account = preflight.account_for_dump(running.init.pid)
+            preflight.check_room(self.paths.images, running.init.pid)
+            return Dump(self.tools, service_id, image_id, running, account, leave_running, lock).run()
+
+    def restore(self, service_id: str, image_id: str) -> Running:
+        """Restore a service from an image.
+
+        Raises:
+            JobFailed: it was not restored; nothing of it runs, and the image is as good as before.
+        """
+        with self._alone(service_id) as lock:
+            self._refuse_running(service_id)
+            self.step("verifying image")
+            facts = self.verified(image_id)
+            preflight.check_mounts(facts)
+            self.paths.empty_root.mkdir(mode=0o700, exist_ok=True)
+            self.step("restoring")
+            return restore(self.tools, service_id, image_id, facts, lock)
+
+    def verified(self, image_id: str, *, digests: bool = True) -> dict[str, Any]:
+        """Return the manifest of an image whose files are what was sealed.
+
+        Raises:
+            JobFailed: the image is missing or damaged; the lines name each file.
+        """
+        image = self.paths.image(image_id)
+        facts = manifest.read(image)
+        faults = manifest.faults(image, facts, digests=digests)
+        if faults:
+            raise manifest.damaged(image, faults)
+        return facts
+
+    def delete_image(self, image_id: str) -> None:
+        """Delete an image, and the firewall rules that kept its clients' connections for it."""
+        self.step("deleting image")
+        manifest.remove(self.paths.image(image_id))
+
+    def delete_service(self, service_id: str) -> None:
+        """Delete what a service that has ended left: its spec, its state, its log. Its images stay."""
+        with self._alone(service_id):
+            self._refuse_running(service_id)
+            self.step("deleting service")
+            shutil.rmtree(self.paths.spec(service_id).parent, ignore_errors=True)
+            log = self.paths.log(service_id)
+            for path in log.parent.glob(f"{log.name}*"):
+                path.unlink()
+            shutil.rmtree(self.paths.runtime(service_id), ignore_errors=True)
+
+    def _running(self, service_id: str) -> Running:
+        running = supervision.running(self.paths, service_id)
+        if running is None:
+            raise JobFailed(
+                "service_not_running",
+                "The service has no process to work on.",
+                "Start it (mhctl service start), or restore an image of it.",
+            )
+        return running
+
+    def _refuse_running(self, service_id: str) -> None:
+        running = supervision.running(self.paths, service_id)
+        if running is not None:
+            raise JobFailed(
+                "service_running",
+                f"The service runs already, as PID {running.shown_pid}.",
+                "Dump or stop it first.",
+            )
+
+
+def describe(ended: Ended) -> str:
+    """Return how a service ended, in words."""
+    if ended.exit_signal is not None:
+        return f"killed by {signal.Signals(ended.exit_signal).name}"
+    return "no exit status is known" if ended.exit_code is None else f"exit status {ended.exit_code}"

@@ -1,0 +1,23 @@
+"""The one exception for what goes wrong as expected on a node. Knows no rows and no HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class JobFailed(Exception):
+    """A job could not be done, for a reason that an operator can understand and mend.
+
+    Args:
+        code: a word that programs can compare, such as ``port_in_use``.
+        message: one sentence that says what is wrong.
+        remedy: one sentence that says what to do about it; may be empty.
+        lines: the words of CRIU or of the service itself, quoted under the message.
+    """
+
+    def __init__(self, code: str, message: str, remedy: str = "", lines: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.remedy = remedy
+        self.lines = list(lines)

@@ -1,0 +1,151 @@
+"""The manifest of an image: what seals it and what it must still hold. Knows nothing of how it was dumped.
+
+A folder of the pool is an image if, and only if, it has a manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from worker.durable import sync_folder, write_json
+from worker.errors import JobFailed
+
+NAME = "manifest.json"
+VERSION = 1
+_REQUIRED = {
+    "version": int,
+    "image": str,
+    "service": str,
+    "spec": dict,
+    "files": dict,
+    "mounts": list,
+    "pipe": int,
+}
+
+
+def seal(partial: Path, final: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Make the files in `partial` an image at `final` that survives a power cut.
+
+    Args:
+        partial: the folder that CRIU has written.
+        final: where the image shall be, in the same file system.
+        facts: all of the manifest but `version` and `files`.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        OSError: the disk is full or broken; `partial` is then as it was, but for a manifest.
+    """
+    files = {}
+    for path in sorted(partial.iterdir()):
+        os.chown(path, 0, 0)
+        path.chmod(0o600)
+        files[path.name] = {"size": path.stat().st_size, "sha256": _digest_and_sync(path)}
+    manifest = {"version": VERSION, **facts, "files": files}
+    os.chown(partial, 0, 0)
+    write_json(partial / NAME, manifest)
+    partial.rename(final)
+    sync_folder(final.parent)
+    return manifest
+
+
+def _digest_and_sync(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    return digest
+
+
+def amend(image: Path, manifest: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Add what was learnt after the sealing, such as CRIU's figures, and return the new manifest."""
+    amended = {**manifest, **more}
+    write_json(image / NAME, amended)
+    return amended
+
+
+def read(image: Path) -> dict[str, Any]:
+    """Return the manifest of the image in the folder `image`.
+
+    Raises:
+        JobFailed: there is no such image, or its manifest is damaged.
+    """
+    try:
+        manifest = json.loads((image / NAME).read_bytes())
+    except FileNotFoundError:
+        raise JobFailed(
+            "image_missing",
+            f"The image {image.name} is not in this node's pool.",
+            "See `mhctl image list`; if it was removed by hand, delete it here too.",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise damaged(image, [f"{NAME}: {error}"]) from None
+    if not isinstance(manifest, dict):
+        raise damaged(image, [f"{NAME}: is not an object"])
+    wrong = [name for name, kind in _REQUIRED.items() if not isinstance(manifest.get(name), kind)]
+    if wrong:
+        raise damaged(image, [f"{NAME}: {name} is missing or of the wrong type" for name in wrong])
+    if manifest["version"] > VERSION:
+        raise JobFailed(
+            "manifest_too_new",
+            f"The image {image.name} was made by a newer Miehistö (manifest {manifest['version']}).",
+            "Restore it on a node with that version, or upgrade this one.",
+        )
+    return manifest
+
+
+def faults(image: Path, manifest: dict[str, Any], *, digests: bool = True) -> list[str]:
+    """Return what differs between an image's files and its manifest, a line a file; empty if nothing does.
+
+    Args:
+        image: the image's folder.
+        manifest: what `read` returned.
+        digests: also read every byte; without it only names and sizes are compared.
+    """
+    found = []
+    present = {path.name for path in image.iterdir()} - {NAME}
+    for name, recorded in manifest["files"].items():
+        path = image / name
+        if Path(name).name != name or not isinstance(recorded, dict):
+            found.append(f"{NAME}: bad entry {name!r}")
+        elif name not in present:
+            found.append(f"{name}: is missing")
+        elif path.is_symlink() or not path.is_file():
+            found.append(f"{name}: is not a regular file")
+        elif path.stat().st_size != recorded.get("size"):
+            found.append(f"{name}: has {path.stat().st_size} bytes, {recorded.get('size')} expected")
+        elif digests and _digest(path) != recorded.get("sha256"):
+            found.append(f"{name}: its content has changed")
+    found += [f"{name}: does not belong to the image" for name in sorted(present - set(manifest["files"]))]
+    return found
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damaged(image: Path, lines: list[str]) -> JobFailed:
+    """Return the failure that says that an image is not what was sealed."""
+    return JobFailed(
+        "image_damaged",
+        f"The image {image.name} is damaged: {lines[0]}"
+        + (f", and {len(lines) - 1} more." if len(lines) > 1 else "."),
+        "Restore another image of this service; put the damaged files back from a backup if there is one.",
+        lines,
+    )
+
+
+def remove(image: Path) -> None:
+    """Delete an image: first its name in the pool goes, so that half an image is never found there."""
+    doomed = image.with_name(f".deleted-{image.name.lstrip('.')}")
+    try:
+        image.rename(doomed)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(doomed)

@@ -1,0 +1,170 @@
+"""The namespaces that a service lives in, and the host's file systems that it sees. Knows nothing of CRIU.
+
+The order of the steps is what CRIU can dump: a root that is private (a shared one would let later
+mounts of the host appear in the service, and every dump would fail with "unreachable sharing"), a bind of
+each file system by itself, a fresh /proc, and pivot_root.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterable, Sequence
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWPID = 0x20000000
+_MS_RDONLY = 0x1
+_MS_NOSUID = 0x2
+_MS_NODEV = 0x4
+_MS_NOEXEC = 0x8
+_MS_REMOUNT = 0x20
+_MS_BIND = 0x1000
+_MS_REC = 0x4000
+_MS_PRIVATE = 0x40000
+_MS_SLAVE = 0x80000
+_MNT_DETACH = 2
+_SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+
+# File systems that show the kernel rather than files, and that a service needs nothing of.
+_SKIPPED_TYPES = {
+    "proc", "nsfs", "autofs", "binfmt_misc", "debugfs", "tracefs", "securityfs", "bpf", "pstore", "efivarfs",
+    "configfs", "fusectl", "rpc_pipefs", "mqueue", "cgroup", "selinuxfs", "fuse.gvfsd-fuse", "fuse.portal",
+}  # fmt: skip
+# What container engines and log-in sessions mount comes and goes; a service that saw it could not be
+# restored.
+_SKIPPED_FOLDERS = (
+    "/var/lib/docker", "/var/lib/containerd", "/var/lib/containers", "/var/lib/kubelet", "/var/lib/lxc",
+    "/var/lib/lxd", "/var/lib/incus", "/run/docker", "/run/containerd", "/run/containers", "/run/runc",
+    "/run/netns", "/run/user", "/run/credentials",
+)  # fmt: skip
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def host_mounts(skip: Iterable[str] = ()) -> list[str]:
+    """Return the mount points below / that a service started now shall see, parents before children.
+
+    Args:
+        skip: folders of our own whose mounts stay out, such as the image pool.
+    """
+    skipped = (*_SKIPPED_FOLDERS, *skip)
+    seen: dict[str, int] = {}
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            fields, _, rest = line.partition(" - ")
+            _, _, device, _, point, *_ = fields.split(" ")
+            point = _unescaped(point)
+            major, minor = device.split(":")
+            if point == "/" or rest.split(" ", 1)[0] in _SKIPPED_TYPES or _has_odd_name(point):
+                continue
+            if any(point == folder or point.startswith(folder + "/") for folder in skipped):
+                continue
+            seen[point] = os.makedev(int(major), int(minor))
+    return sorted(point for point, device in seen.items() if _is_on_top(point, device))
+
+
+def _is_on_top(point: str, device: int) -> bool:
+    """Tell whether the mount is what a look at `point` meets: not hidden by a later one, and reachable."""
+    try:
+        return os.stat(point).st_dev == device
+    except OSError:
+        return False
+
+
+def _has_odd_name(point: str) -> bool:
+    """Tell whether CRIU's `mnt[POINT]:KEY` could not carry this name."""
+    return any(character in point for character in "[]:\n") or not point.isprintable()
+
+
+def _unescaped(field: str) -> str:
+    """Undo mountinfo's octal escapes of space, tab, newline and backslash (proc_pid_mountinfo(5))."""
+    if "\\" not in field:
+        return field
+    raw = field.encode("utf-8", "surrogateescape").decode("unicode_escape").encode("latin-1")
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def unshare(flags: int) -> None:
+    """Leave the namespaces that `flags` name (unshare(2)).
+
+    Raises:
+        OSError: no right to.
+    """
+    _check(_libc.unshare(flags), "unshare")
+
+
+def enter_mount_namespace(descriptor: int) -> None:
+    """Enter the mount namespace behind `descriptor` (setns(2))."""
+    _check(_libc.setns(descriptor, CLONE_NEWNS), "setns")
+
+
+def make_private() -> None:
+    """Cut the present mount namespace off from what is mounted on the host from now on."""
+    _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
+
+
+def follow_host() -> None:
+    """Let mounts of the host appear in the present namespace, but none of ours appear on the host."""
+    _mount(None, "/", None, _MS_REC | _MS_SLAVE)
+
+
+def is_tmpfs(point: str) -> bool:
+    """Tell whether the mount point `point` is a tmpfs; a plain folder of a larger file system is not."""
+    found = False
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            fields, _, rest = line.partition(" - ")
+            if _unescaped(fields.split(" ")[4]) == point:
+                found = rest.split(" ", 1)[0] in {"tmpfs", "ramfs"}
+    return found
+
+
+def bind(source: str, target: str) -> None:
+    """Show the file or the one file system at `source` also at `target` (mount(2), MS_BIND)."""
+    _mount(source, target, None, _MS_BIND)
+
+
+def cover_with_tmpfs(target: str) -> None:
+    """Mount an empty tmpfs over the folder `target`."""
+    _mount("tmpfs", target, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755")
+
+
+def lay_root(root: str, mounts: Sequence[str], binds: Sequence[tuple[str, str, bool]]) -> None:
+    """Build a service's view of the host on the empty folder `root` and make it `/`.
+
+    To be called by PID 1 of a new PID namespace, in a new mount namespace.
+
+    Args:
+        root: an empty folder of the host.
+        mounts: mount points of the host to show at the same place, parents first.
+        binds: (source, target, read-only) of what the operator wants to be shown besides.
+
+    Raises:
+        OSError: a step failed; its text names the step and the path.
+    """
+    make_private()
+    bind("/", root)
+    for point in mounts:
+        bind(point, root + point)
+    for source, target, read_only in binds:
+        bind(source, root + target)
+        if read_only:
+            _mount(None, root + target, None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY)
+    _mount("proc", root + "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+    os.chdir(root)
+    _check(_libc.syscall(_SYS_PIVOT_ROOT[os.uname().machine], b".", b"."), "pivot_root")
+    _check(_libc.umount2(b".", _MNT_DETACH), "umount2 of the old root")
+    os.chdir("/")
+
+
+def _mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+    words = [None if word is None else os.fsencode(word) for word in (source, target, kind, data)]
+    result = _libc.mount(words[0], words[1], words[2], ctypes.c_ulong(flags), words[3])
+    _check(result, f"mount {source or ''} on {target}")
+
+
+def _check(result: int, step: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{step}: {os.strerror(number)}")

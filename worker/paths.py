@@ -1,0 +1,77 @@
+"""Where things lie on a node's disk. Knows nothing of what is in the files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+_ID = re.compile(r"[0-9a-f]{32}\Z")
+
+
+class Paths(NamedTuple):
+    """The three folders of a node; several nodes may live on one machine with folders of their own."""
+
+    state_dir: Path
+    run_dir: Path
+    log_dir: Path
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Paths:
+        """Return the folders that MIEHISTO_STATE_DIR, MIEHISTO_RUN_DIR and MIEHISTO_LOG_DIR name."""
+        return cls(
+            Path(environ.get("MIEHISTO_STATE_DIR") or "/var/lib/miehisto"),
+            Path(environ.get("MIEHISTO_RUN_DIR") or "/run/miehisto"),
+            Path(environ.get("MIEHISTO_LOG_DIR") or "/var/log/miehisto"),
+        )
+
+    @property
+    def images(self) -> Path:
+        """The image pool."""
+        return self.state_dir / "images"
+
+    @property
+    def empty_root(self) -> Path:
+        """An empty folder on which a service's root is laid, inside a mount namespace only."""
+        return self.state_dir / "root"
+
+    def image(self, image_id: str) -> Path:
+        """Return the folder of a sealed image."""
+        return self.images / checked_id(image_id)
+
+    def partial_image(self, image_id: str) -> Path:
+        """Return the folder that an image is written to before it is sealed."""
+        return self.images / f".partial-{checked_id(image_id)}"
+
+    def spec(self, service_id: str) -> Path:
+        """Return the file that says what a service is."""
+        return self.state_dir / "services" / checked_id(service_id) / "spec.json"
+
+    def runtime(self, service_id: str) -> Path:
+        """Return the folder of what is true of a service until the next reboot: its state and locks."""
+        return self.run_dir / "services" / checked_id(service_id)
+
+    def state(self, service_id: str) -> Path:
+        """Return the file in which runmh says how its service is."""
+        return self.runtime(service_id) / "state.json"
+
+    def job_lock(self, service_id: str) -> Path:
+        """Return the lock of whoever works on a service: the worker, or a CRIU that has outlived it."""
+        return self.runtime(service_id) / "job.lock"
+
+    def log(self, service_id: str) -> Path:
+        """Return the file that receives what a service prints."""
+        return self.log_dir / f"{checked_id(service_id)}.log"
+
+
+def checked_id(text: str) -> str:
+    """Return `text` if it is an id of ours, so that no other word ever becomes part of a path.
+
+    Raises:
+        ValueError: `text` is not 32 lower-case hex digits.
+    """
+    if not _ID.match(text):
+        raise ValueError(f"not an id: {text[:80]!r}")
+    return text

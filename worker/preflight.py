@@ -1,0 +1,123 @@
+"""What is looked at before anything is frozen or restored, so that a job that cannot work changes nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from worker import process
+from worker.criu import Account, has_sys_resource
+from worker.errors import JobFailed
+
+# Room that the pool keeps beside the memory itself, for CRIU's other files and the manifest.
+_RESERVE = 16 * 1024 * 1024
+
+
+def account_for_dump(init: int) -> Account | None:
+    """Return the user that CRIU must run as to dump the tree of `init`; None for root.
+
+    Raises:
+        JobFailed: this host lacks CAP_SYS_RESOURCE and the tree has several users, so CRIU would fail.
+    """
+    if has_sys_resource():
+        return None
+    accounts: set[Account] = set()
+    for pid in process.tree(init):
+        status = process.status(pid)
+        if status:
+            accounts.update(
+                Account(int(uid), int(gid))
+                for uid, gid in zip(status["Uid"].split(), status["Gid"].split(), strict=True)
+            )
+    if {account.uid for account in accounts} <= {0}:
+        return None
+    if len(accounts) == 1:
+        return accounts.pop()
+    users = ", ".join(str(uid) for uid in sorted({account.uid for account in accounts}))
+    raise JobFailed(
+        "needs_sys_resource",
+        f"The service's processes belong to several users ({users}), and this host lacks CAP_SYS_RESOURCE,"
+        " without which CRIU cannot dump them.",
+        "Give the worker CAP_SYS_RESOURCE, or let the whole service run as one user.",
+    )
+
+
+def check_room(pool: Path, init: int) -> None:
+    """Refuse a dump that the pool has no room for.
+
+    Raises:
+        JobFailed: less is free than the service's memory may need.
+    """
+    free = os.statvfs(pool)
+    available = free.f_bavail * free.f_frsize
+    pids = list(process.tree(init))
+    # The quick sum counts shared pages once a process; the exact one is asked for only if it matters.
+    if available >= _RESERVE + sum(map(_resident, pids)):
+        return
+    needed = _RESERVE + sum(map(_proportional, pids))
+    if available < needed:
+        raise JobFailed(
+            "pool_full",
+            f"The image pool has {available / 2**20:.0f} MiB free; this dump needs about {needed / 2**20:.0f} MiB.",
+            f"Delete images that are no longer needed (mhctl image list), or enlarge the file system of {pool}.",
+        )
+
+
+def _resident(pid: int) -> int:
+    status = process.status(pid)
+    return sum(int(status.get(name, "0").split()[0]) * 1024 for name in ("RssAnon", "RssShmem"))
+
+
+def _proportional(pid: int) -> int:
+    """Return the bytes of memory of `pid` that no file backs, shared pages divided among their users."""
+    try:
+        rows = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    wanted = ("Pss_Anon:", "Pss_Shmem:")
+    return sum(int(row.split()[1]) * 1024 for row in rows if row.startswith(wanted))
+
+
+def check_mounts(manifest: dict[str, Any]) -> None:
+    """Refuse a restore on a host where a file system or folder that the service saw is missing.
+
+    Raises:
+        JobFailed: names what is missing.
+    """
+    missing = []
+    for target, source in manifest["mounts"]:
+        if target == source and not os.path.ismount(source):
+            missing.append(f"{source}: no file system is mounted there")
+        elif not Path(source).exists():
+            missing.append(f"{source}: does not exist")
+    if missing:
+        raise JobFailed(
+            "mount_missing",
+            f"The service saw a file system that this host does not have now: {missing[0]}"
+            + (f", and {len(missing) - 1} more." if len(missing) > 1 else "."),
+            "Mount it again, then restore.",
+            missing,
+        )
+
+
+def holder_of_port(port: int) -> str:
+    """Return who listens on TCP or UDP `port` of this host, such as ``nginx (PID 812)``; empty if nobody does."""
+    inodes = set()
+    for table in ("tcp", "tcp6", "udp", "udp6"):
+        for row in Path(f"/proc/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
+            fields = row.split()
+            if int(fields[1].rpartition(":")[2], 16) == port and (
+                fields[3] == "0A" or table.startswith("udp")
+            ):
+                inodes.add(f"socket:[{fields[9]}]")
+    for folder in Path("/proc").iterdir():
+        if not (inodes and folder.name.isdigit()):
+            continue
+        try:
+            if any(os.readlink(link) in inodes for link in (folder / "fd").iterdir()):
+                name = (folder / "comm").read_text(encoding="utf-8", errors="replace").strip()
+                return f"{name} (PID {folder.name})"
+        except OSError:
+            continue
+    return ""

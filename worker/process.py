@@ -1,0 +1,106 @@
+"""Processes as the kernel shows them in /proc. Knows nothing of services.
+
+A PID alone lies: it may have been given to another process since. So a process is named by
+its PID and its start time (proc_pid_stat(5), field 22, in clock ticks since boot).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Process(NamedTuple):
+    """One process, past or present."""
+
+    pid: int
+    start: int
+
+    @classmethod
+    def of(cls, pid: int) -> Process | None:
+        """Return the process that has `pid` now, or None if there is none or it is a zombie."""
+        fields = _stat(pid)
+        if fields is None or fields[0] in "ZX":
+            return None
+        return cls(pid, int(fields[19]))
+
+    def alive(self) -> bool:
+        """Tell whether this very process still runs."""
+        return Process.of(self.pid) == self
+
+    def open(self) -> int | None:
+        """Return a pidfd of this very process, or None if it is gone (pidfd_open(2))."""
+        try:
+            descriptor = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return None
+        if not self.alive():
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def signal(self, number: signal.Signals) -> bool:
+        """Send a signal to this very process; False if it is gone."""
+        descriptor = self.open()
+        if descriptor is None:
+            return False
+        try:
+            signal.pidfd_send_signal(descriptor, number)
+        except ProcessLookupError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until this process has ended; False if it still runs after `seconds`."""
+        descriptor = self.open()
+        if descriptor is None:
+            return True
+        try:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            return bool(poll.poll(seconds * 1000))
+        finally:
+            os.close(descriptor)
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Return /proc/PID/stat from field 3 (state) on; the name before it may hold spaces and brackets."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def children(pid: int) -> list[int]:
+    """Return the PIDs of the children of every thread of `pid`; empty if it is gone."""
+    found: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
+                found += map(int, file.read().split())
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return found
+
+
+def tree(pid: int) -> Iterator[int]:
+    """Yield `pid` and all that descend from it."""
+    yield pid
+    for child in children(pid):
+        yield from tree(child)
+
+
+def status(pid: int) -> dict[str, str]:
+    """Return the fields of /proc/PID/status (proc_pid_status(5)); empty if the process is gone."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            rows = (line.partition(":") for line in file)
+            return {name: value.strip() for name, _, value in rows}
+    except (FileNotFoundError, ProcessLookupError):
+        return {}

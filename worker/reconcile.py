@@ -1,0 +1,177 @@
+"""Makes rows say what is true on the node's disk and in its process table. Knows nothing of queues.
+
+With tasks.py and agent.py one of the three modules of the worker that touch rows.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from images import operations as images
+from images.models import Image
+from services import operations
+from services.models import Job, Node, Service
+from services.states import TRANSIENT, JobKind, JobState, ServiceState
+from worker import locks, manifest, supervision
+from worker.engine import Ended, describe
+from worker.errors import JobFailed
+from worker.paths import Paths
+from worker.process import Process
+
+log = logging.getLogger(__name__)
+
+
+class Truth(NamedTuple):
+    """What is true of a service now, in the words of its row."""
+
+    state: ServiceState
+    pid: int | None = None
+    supervisor_pid: int | None = None
+    exit_code: int | None = None
+    exit_signal: int | None = None
+    reason: str = ""
+
+    def extras(self) -> dict[str, Any]:
+        """Return all but the state, as the arguments of an operation."""
+        return {name: value for name, value in self._asdict().items() if name != "state"}
+
+
+def truth(paths: Paths, service_id: str) -> Truth | None:
+    """Return what the process table and the supervisor's last word say; None if they say nothing."""
+    running = supervision.running(paths, service_id)
+    if running is not None:
+        return Truth(ServiceState.RUNNING, running.shown_pid, running.runmh.pid)
+    state = supervision.read_state(paths, service_id)
+    match state.get("phase"):
+        case "ended":
+            ended = Ended(state.get("exit_code"), state.get("exit_signal"))
+            reason = f"ended by itself: {describe(ended)}"
+            return Truth(ServiceState.EXITED, None, None, *ended, reason=reason)
+        case "running":
+            return Truth(
+                ServiceState.EXITED, reason="ended, and its supervisor with it: no exit status is known"
+            )
+        case "failed":
+            return Truth(ServiceState.FAILED, reason=str(state.get("error", {}).get("message", "")))
+    return None
+
+
+def identity(node: str) -> str:
+    """Return the name under which this process claims jobs; it says which process that is, past PID reuse."""
+    me = Process.of(os.getpid())
+    return f"{node}:{me.pid}:{me.start}" if me else node
+
+
+def worker_lives(worker: str) -> bool:
+    """Tell whether the process that claimed a job under this name still runs."""
+    _, _, numbers = worker.partition(":")
+    pid, _, start = numbers.partition(":")
+    return pid.isdigit() and start.isdigit() and Process(int(pid), int(start)).alive()
+
+
+def settle_lost_jobs(paths: Paths, node: str) -> int:
+    """End the jobs whose worker died, by what lies on the disk; none is blindly run again.
+
+    Returns:
+        How many were ended.
+    """
+    running = Job.objects.filter(node__name=node, status=JobState.RUNNING).select_related("node", "service")
+    ended = 0
+    for job in running:
+        if worker_lives(job.worker):
+            continue
+        # CRIU goes on to its end without the worker, and holds the lock as long as it works.
+        with locks.held(paths.job_lock(job.service_ref)) if job.service_ref else nullcontext(True) as free:
+            if free:
+                _settle(paths, job)
+                ended += 1
+    return ended
+
+
+def end_services_without_trace(paths: Paths, node: str) -> None:
+    """Mark services that their rows believe alive but of which the node knows nothing: it was restarted."""
+    rows = Service.objects.filter(node__name=node, status__in=[ServiceState.RUNNING, *TRANSIENT])
+    for service_id in rows.values_list("pk", flat=True):
+        if truth(paths, service_id) is None:
+            operations.observe(
+                service_id,
+                pid=None,
+                supervisor_pid=None,
+                exit_code=None,
+                exit_signal=None,
+                state=ServiceState.EXITED,
+                reason="ended unseen: the node was restarted, or what is known of it was deleted",
+            )
+
+
+def _settle(paths: Paths, job: Job) -> None:
+    image = record_image(paths, job.image_id, job.node) if job.kind == JobKind.DUMP else False
+    if job.kind == JobKind.DUMP and not image:
+        manifest.remove(paths.partial_image(job.image_id))
+    found = truth(paths, job.service_ref) if job.service_ref else None
+    state = found.state if found else None
+    if image and state is not ServiceState.RUNNING:
+        state, found = ServiceState.DUMPED, None
+    said = f"at the step {job.step!r}" if job.step else "before its first step"
+    outcome = (
+        "The image had been sealed and is good." if image else "What is true now was read from the node."
+    )
+    message = f"The worker died {said}. {outcome}"
+    operations.lose(job, message, state, **(found.extras() if found else {}))
+    log.warning("job %s (%s) is lost: %s", job.pk, job.kind, message)
+
+
+def record_image(paths: Paths, image_id: str, node: Node) -> bool:
+    """Write the row of an image from its manifest; False if there is no sound manifest."""
+    path = paths.image(image_id)
+    try:
+        facts = manifest.read(path)
+    except JobFailed:
+        return False
+    images.record(
+        image_id=image_id,
+        service_id=facts["service"],
+        node=node,
+        comm=str(facts.get("comm", "")),
+        path=str(path),
+        size_bytes=sum(int(entry["size"]) for entry in facts["files"].values()),
+        pages_bytes=int(facts.get("pages_bytes", 0)),
+        created_at=datetime.fromtimestamp(facts.get("created", 0), UTC),
+        leave_running=bool(facts.get("leave_running")),
+        criu_version=str(facts.get("criu", "")),
+        kernel=str(facts.get("kernel", "")),
+        argv=list(facts["spec"].get("argv", [])),
+        statistics=dict(facts.get("statistics", {})),
+        manifest={name: facts.get(name) for name in ("version", "mounts", "machine", "spec")},
+    )
+    return True
+
+
+def rescan(paths: Paths, node: Node) -> list[str]:
+    """Make rows of what lies on the disk without one, and drop rows of images that are not there.
+
+    Returns:
+        A line a change.
+    """
+    changes = []
+    on_disk = {path.parent.name for path in paths.images.glob(f"[0-9a-f]*/{manifest.NAME}")}
+    known = set(Image.objects.filter(node=node).values_list("pk", flat=True))
+    for service_id in sorted(path.parent.name for path in (paths.state_dir / "services").glob("*/spec.json")):
+        if not Service.objects.filter(pk=service_id).exists():
+            spec = json.loads(paths.spec(service_id).read_bytes())
+            operations.adopt(service_id, node=node, spec=spec)
+            changes.append(f"service {service_id}: made its row from its spec")
+    for image_id in sorted(on_disk - known):
+        if record_image(paths, image_id, node):
+            changes.append(f"image {image_id}: made its row from its manifest")
+        else:
+            changes.append(f"image {image_id}: its manifest is damaged, no row was made")
+    for image_id in sorted(known - on_disk):
+        images.forget(image_id)
+        changes.append(f"image {image_id}: dropped its row, it is not in the pool")
+    return changes

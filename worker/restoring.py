@@ -1,0 +1,74 @@
+"""One restore, from an image to a running service. Knows nothing of jobs.
+
+CRIU runs as a child of a new runmh, which becomes the parent of what is restored; its request and its answer
+go through this process, which has pycriu's messages loaded already.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+import pycriu.rpc_pb2 as rpc
+
+from worker import criu, supervision, warm
+from worker.errors import JobFailed
+from worker.explaining import explained
+from worker.runmh.main import LOG_FD
+from worker.supervision import Running
+from worker.tools import Tools
+
+
+def restore(tools: Tools, service_id: str, image_id: str, facts: dict[str, Any], lock: int) -> Running:
+    """Restore a service from a sound image.
+
+    Args:
+        facts: the image's manifest.
+        lock: the descriptor of the lock that CRIU holds as long as it works.
+
+    Raises:
+        JobFailed: nothing of it runs, and the image is as good as before.
+    """
+    image = tools.paths.image(image_id)
+    work = tools.work_folder(service_id)
+    log = work / "restore.log"
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    call = criu.Call(ours)
+    namespace = tools.warm if warm.serves(facts["mounts"]) else -1
+    try:
+        with theirs:
+            supervisor = supervision.begin(
+                tools.paths,
+                "restore",
+                service_id,
+                tools.tini,
+                pass_fds=[theirs.fileno(), lock, *([namespace] if namespace >= 0 else [])],
+                options={
+                    "image": image_id,
+                    "mounts": json.dumps(facts["mounts"]),
+                    "criu": tools.criu,
+                    "rpc-fd": str(theirs.fileno()),
+                    "lock-fd": str(lock),
+                    "namespace-fd": str(namespace),
+                },
+            )
+        with criu.folders(image, work) as (image_fd, work_fd):
+            request = rpc.criu_req(type=rpc.RESTORE, opts=criu.common_options())
+            opts = request.opts
+            opts.images_dir_fd = image_fd
+            opts.work_dir_fd = work_fd
+            opts.log_file = log.name
+            opts.root = str(tools.paths.empty_root)
+            opts.rst_sibling = True
+            opts.external.extend(criu.external_for_restore(facts["mounts"]))
+            opts.inherit_fd.add(key=f"pipe:[{facts['pipe']}]", fd=LOG_FD)
+            answer = call.converse(request, timeout=tools.timeout)
+    except JobFailed as failure:
+        raise explained("restore", image, log, failure) from None
+    finally:
+        call.close()
+    if not answer.success:
+        supervisor.settle(tools.timeout)
+        raise explained("restore", image, log)
+    return supervisor.running(tools.timeout)

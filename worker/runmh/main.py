@@ -1,0 +1,258 @@
+"""runmh: the supervisor of one service: parent of its init, keeper of its log, witness of its end.
+
+It outlives the worker that launched it and knows neither CRIU's protocol nor the database. What it knows it
+writes to RUN_DIR/services/ID/state.json; that it lives shows in the lock beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+from typing import Any, NoReturn
+
+from worker import namespaces
+from worker.durable import write_json
+from worker.locks import take
+from worker.process import Process, children
+from worker.runmh.launch import become_service, binds_of
+from worker.runmh.log import RotatedLog
+
+# The number under which CRIU finds the write end of the log pipe (its `inherit_fd`).
+LOG_FD = 200
+_MAIN_APPEARS_WITHIN = 2.0
+
+
+USAGE = (
+    "usage: runmh start|restore SERVICE --state-dir=DIR --run-dir=DIR --log-dir=DIR --tini=PATH"
+    " [--NAME=VALUE]..."
+)
+
+
+class Order:
+    """What the worker asks of one runmh: its command line, read without argparse, which costs a megabyte.
+
+    Attributes:
+        action: ``start`` or ``restore``.
+        service: the service's id.
+        state_dir, run_dir, log_dir: the node's folders.
+        tini: the init program for a service.
+        ready_fd: where one line of JSON says how it went.
+        image: id of the image that is restored.
+        mounts: JSON, the (target, source) pairs of the image.
+        criu: the CRIU binary.
+        rpc_fd: the socket that CRIU gets its request from.
+        namespace_fd: a mount namespace for CRIU to run in; -1 for the host's.
+        lock_fd: a lock that CRIU shall hold as long as it works; -1 for none.
+    """
+
+    def __init__(self, words: list[str]) -> None:
+        options = dict(word[2:].split("=", 1) for word in words if word.startswith("--") and "=" in word)
+        try:
+            self.action, self.service = (word for word in words if not word.startswith("--"))
+            self.state_dir, self.run_dir = options["state-dir"], options["run-dir"]
+            self.log_dir, self.tini = options["log-dir"], options["tini"]
+        except (KeyError, ValueError):
+            raise SystemExit(USAGE) from None
+        if self.action not in {"start", "restore"}:
+            raise SystemExit(USAGE)
+        self.ready_fd = int(options.get("ready-fd", 1))
+        self.image = options.get("image", "")
+        self.mounts = options.get("mounts", "[]")
+        self.criu = options.get("criu", "criu")
+        self.rpc_fd = int(options.get("rpc-fd", -1))
+        self.namespace_fd = int(options.get("namespace-fd", -1))
+        self.lock_fd = int(options.get("lock-fd", -1))
+
+
+class Supervisor:
+    """One service from its start or restore to its end."""
+
+    def __init__(self, arguments: Order) -> None:
+        self.arguments = arguments
+        self.folder = f"{arguments.run_dir}/services/{arguments.service}"
+        self.log = RotatedLog(f"{arguments.log_dir}/{arguments.service}.log")
+        self.pipe, self.pipe_write = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self.pipe, False)
+        self.init = 0
+        self.status: int | None = None
+        self.state: dict[str, Any] = {
+            "service": arguments.service,
+            "phase": "starting",
+            "runmh": Process.of(os.getpid()),
+            "pipe": os.fstat(self.pipe).st_ino,
+            "image": arguments.image,
+            "began": time.time(),
+        }
+        self.wakeup, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(wakeup_write, False)
+        signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, self._pass_on)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def _pass_on(self, number: int, _frame: object) -> None:
+        if self.init and self.status is None:
+            os.kill(self.init, number)
+
+    def start(self, spec: dict[str, Any]) -> dict[str, Any] | None:
+        """Start the service.
+
+        Returns:
+            None, or why it could not be started: code, message, remedy.
+        """
+        paths = self.arguments
+        mounts = namespaces.host_mounts(skip=(f"{paths.state_dir}/images", paths.run_dir))
+        binds = [(target, source) for source, target, _ in binds_of(spec)]
+        self.state["mounts"] = [(point, point) for point in mounts] + binds
+        hear, complaint = os.pipe2(os.O_CLOEXEC)
+        namespaces.unshare(namespaces.CLONE_NEWPID)
+        self.init = os.fork()
+        if self.init == 0:
+            self._forget_signals()
+            root = f"{paths.state_dir}/root"
+            become_service(spec, mounts, root, paths.tini, self.pipe_write, complaint)
+        os.close(complaint)
+        with os.fdopen(hear, "rb") as file:
+            report = file.read()
+        if report:
+            os.waitpid(self.init, 0)
+            refusal: dict[str, Any] = json.loads(report)
+            return refusal
+        return None
+
+    def restore(self) -> dict[str, Any] | None:
+        """Run CRIU as a child, its protocol being spoken by the worker at the other end of `rpc_fd`.
+
+        CRIU restores the service's init as its own sibling (`rst_sibling`), so as a child of this process.
+
+        Returns:
+            None, or that nothing was restored; the worker knows why.
+        """
+        self.state["mounts"] = json.loads(self.arguments.mounts)
+        swrk = os.fork()
+        if swrk == 0:
+            self._become_criu()
+        for descriptor in (self.arguments.rpc_fd, self.arguments.lock_fd, self.arguments.namespace_fd):
+            if descriptor >= 0:
+                os.close(descriptor)
+        _, status = os.waitpid(swrk, 0)
+        restored = children(os.getpid())
+        if not restored:
+            return {"code": "restore_failed", "message": "CRIU restored nothing.", "criu_status": status}
+        self.init = restored[0]
+        return None
+
+    def _become_criu(self) -> NoReturn:
+        paths = self.arguments
+        try:
+            self._forget_signals()
+            os.setsid()
+            if paths.namespace_fd >= 0:
+                namespaces.enter_mount_namespace(paths.namespace_fd)
+            namespaces.unshare(namespaces.CLONE_NEWNS)
+            namespaces.make_private()
+            namespaces.bind("/", f"{paths.state_dir}/root")
+            os.dup2(self.pipe_write, LOG_FD)
+            os.set_inheritable(paths.rpc_fd, True)
+            os.execv(paths.criu, [paths.criu, "swrk", str(paths.rpc_fd)])
+        except BaseException as error:
+            sys.stderr.write(f"runmh: cannot start CRIU: {error}\n")
+            sys.stderr.flush()
+        os._exit(126)
+
+    @staticmethod
+    def _forget_signals() -> None:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+
+    def write_state(self, phase: str, **more: Any) -> None:
+        """Say how the service is, to whoever reads its state.json."""
+        self.state.update(more, phase=phase)
+        write_json(f"{self.folder}/state.json", self.state, durable=False)
+
+    def find_main(self) -> None:
+        """Note the PIDs of init and of the service's own process, as soon as init has made it."""
+        deadline = time.monotonic() + _MAIN_APPEARS_WITHIN
+        main = None
+        while main is None and time.monotonic() < deadline and not self._ended():
+            main = next(map(Process.of, children(self.init)), None)
+            if main is None:
+                time.sleep(0.001)
+        self.state.update(init=Process.of(self.init), main=main)
+
+    def supervise(self) -> None:
+        """Keep the log until the service has ended, then say how it ended."""
+        poll = select.poll()
+        poll.register(self.pipe, select.POLLIN)
+        poll.register(self.wakeup, select.POLLIN)
+        while not self._ended():
+            for descriptor, _ in poll.poll():
+                if descriptor == self.wakeup:
+                    os.read(self.wakeup, 512)
+                elif not self._copy_output():
+                    poll.unregister(self.pipe)
+        while self._copy_output():
+            pass
+        code = os.waitstatus_to_exitcode(self.status or 0)
+        # tini reports a service that was killed as 128 + signal, as a shell does.
+        number = -code if code < 0 else code - 128 if 128 < code < 128 + signal.NSIG else None
+        self.write_state(
+            "ended", exit_code=code if number is None else None, exit_signal=number, ended=time.time()
+        )
+
+    def _ended(self) -> bool:
+        if self.status is None:
+            pid, status = os.waitpid(self.init, os.WNOHANG)
+            if pid:
+                self.status = status
+        return self.status is not None
+
+    def _copy_output(self) -> bool:
+        """Copy what waits in the pipe to the log; False if there is nothing, or never will be."""
+        try:
+            data = os.read(self.pipe, 65536)
+        except BlockingIOError:
+            return False
+        self.log.write(data)
+        return bool(data)
+
+
+def main(words: list[str] | None = None) -> None:
+    """Run the command line `words` (default: the process's own) in a process of its own."""
+    arguments = Order(sys.argv[1:] if words is None else words)
+    if os.fork():
+        os._exit(0)
+    os.umask(0o022)
+    folder = f"{arguments.run_dir}/services/{arguments.service}"
+    lock = take(f"{folder}/lock")
+    if lock is None:
+        refusal = {"code": "service_running", "message": "Another runmh holds this service.", "remedy": ""}
+        os.write(arguments.ready_fd, json.dumps({"phase": "failed", "error": refusal}).encode() + b"\n")
+        os._exit(1)
+    supervisor = Supervisor(arguments)
+    if arguments.action == "start":
+        with open(f"{arguments.state_dir}/services/{arguments.service}/spec.json", encoding="utf-8") as file:
+            error = supervisor.start(json.load(file))
+    else:
+        error = supervisor.restore()
+    os.close(supervisor.pipe_write)
+    if error:
+        supervisor.write_state("failed", error=error)
+    else:
+        supervisor.find_main()
+        supervisor.write_state("running")
+    os.write(arguments.ready_fd, json.dumps(supervisor.state).encode() + b"\n")
+    os.close(arguments.ready_fd)
+    if not error:
+        supervisor.supervise()
+    # Nothing is left to be said; skipping the interpreter's tear-down frees the lock a little sooner.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""The worker's side of runmh: launching one, hearing from it, finding it again. Knows nothing of CRIU."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from worker.errors import JobFailed
+from worker.paths import Paths
+from worker.process import Process
+
+_CODE = Path(__file__).resolve().parent.parent
+# -I and -S: nothing of the operator's environment or of site-packages is read; it starts in 30 ms so.
+_PROGRAM = [
+    sys.executable,
+    "-I",
+    "-S",
+    "-c",
+    f"import sys; sys.path.insert(0, {str(_CODE)!r}); from worker.runmh.main import main; main()",
+]
+
+
+class Running(NamedTuple):
+    """A service that runs.
+
+    Attributes:
+        runmh: its supervisor.
+        init: PID 1 of its namespace.
+        main: its own process; None if init has no child at the moment.
+        mounts: (target, source) of each file system it sees besides its root.
+        pipe: inode of the pipe that its output goes to.
+        image: id of the image it was restored from; empty if it was started.
+    """
+
+    runmh: Process
+    init: Process
+    main: Process | None
+    mounts: list[tuple[str, str]]
+    pipe: int
+    image: str
+
+    @property
+    def shown_pid(self) -> int:
+        """The PID that an operator sees in ps."""
+        return (self.main or self.init).pid
+
+
+class Supervisor:
+    """A runmh that was launched and has not said yet how it went."""
+
+    def __init__(self, paths: Paths, service_id: str, ready: int) -> None:
+        self._paths = paths
+        self._service_id = service_id
+        self._ready = ready
+
+    def settle(self, timeout: float) -> dict[str, Any]:
+        """Return what runmh says: its state.
+
+        Raises:
+            JobFailed: it died or is silent.
+        """
+        deadline = time.monotonic() + timeout
+        heard = b""
+        try:
+            while not heard.endswith(b"\n"):
+                readable, _, _ = select.select([self._ready], [], [], max(0.0, deadline - time.monotonic()))
+                data = os.read(self._ready, 65536) if readable else b""
+                if not data:
+                    break
+                heard += data
+        finally:
+            os.close(self._ready)
+        if not heard.endswith(b"\n"):
+            raise JobFailed(
+                "supervisor_died",
+                "The service's supervisor ended without a word.",
+                f"Read {self._paths.runtime(self._service_id) / 'runmh.err'}.",
+                last_lines(self._paths.runtime(self._service_id) / "runmh.err"),
+            )
+        state: dict[str, Any] = json.loads(heard)
+        return state
+
+    def running(self, timeout: float) -> Running:
+        """Return the service once it runs.
+
+        Raises:
+            JobFailed: it could not be started.
+        """
+        state = self.settle(timeout)
+        error = state.get("error")
+        if error:
+            raise JobFailed(error["code"], error["message"], error.get("remedy", ""))
+        return _running(state)
+
+
+def begin(
+    paths: Paths,
+    action: str,
+    service_id: str,
+    tini: str,
+    *,
+    pass_fds: Sequence[int] = (),
+    options: Mapping[str, str] | None = None,
+) -> Supervisor:
+    """Launch a runmh in a session of its own; it is nobody's child a moment later.
+
+    Args:
+        action: ``start`` or ``restore``.
+        tini: the init program.
+        pass_fds: descriptors that it inherits.
+        options: more words of its command line.
+    """
+    listen, ready = os.pipe2(os.O_CLOEXEC)
+    words = {
+        "state-dir": str(paths.state_dir),
+        "run-dir": str(paths.run_dir),
+        "log-dir": str(paths.log_dir),
+        "tini": tini,
+        "ready-fd": str(ready),
+        **(options or {}),
+    }
+    with (paths.runtime(service_id) / "runmh.err").open("ab") as errors:
+        try:
+            subprocess.run(
+                [*_PROGRAM, action, service_id, *(f"--{name}={value}" for name, value in words.items())],
+                check=False,
+                start_new_session=True,
+                pass_fds=[ready, *pass_fds],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
+                cwd="/",
+            )
+        finally:
+            os.close(ready)
+    return Supervisor(paths, service_id, listen)
+
+
+def launch(paths: Paths, action: str, service_id: str, tini: str, timeout: float) -> Running:
+    """Launch a runmh and wait until its service runs.
+
+    Raises:
+        JobFailed: it could not be started.
+    """
+    return begin(paths, action, service_id, tini).running(timeout)
+
+
+def read_state(paths: Paths, service_id: str) -> dict[str, Any]:
+    """Return what a service's runmh wrote last; empty if there is nothing."""
+    try:
+        state: dict[str, Any] = json.loads(paths.state(service_id).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return state
+
+
+def running(paths: Paths, service_id: str) -> Running | None:
+    """Return the service if it and its supervisor live now, whatever any row says."""
+    state = read_state(paths, service_id)
+    if state.get("phase") != "running" or not state.get("init"):
+        return None
+    found = _running(state)
+    return found if found.runmh.alive() and found.init.alive() else None
+
+
+def _running(state: Mapping[str, Any]) -> Running:
+    main = state.get("main")
+    return Running(
+        runmh=Process(*state["runmh"]),
+        init=Process(*state["init"]),
+        main=Process(*main) if main else None,
+        mounts=[(target, source) for target, source in state["mounts"]],
+        pipe=state["pipe"],
+        image=state["image"],
+    )
+
+
+def last_lines(log: Path, count: int = 10) -> list[str]:
+    """Return the last `count` lines of a text file; none if it is missing."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 16384))
+            return file.read().decode("utf-8", "replace").splitlines()[-count:]
+    except OSError:
+        return []

@@ -1,0 +1,215 @@
+"""Jobs: a row in, a row out. What is done between the two is the engine's."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import traceback
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+from celery import shared_task
+from django.conf import settings
+
+from images import operations as images
+from services import operations
+from services.models import Job
+from services.states import JobKind, ServiceState
+from worker import agent as agent  # noqa: PLC0414 - its import adds the agent to the worker that runs this
+from worker import host, reconcile, warm
+from worker.engine import Engine
+from worker.errors import JobFailed
+from worker.paths import Paths
+from worker.reconcile import Truth
+from worker.supervision import Running
+from worker.tools import Tools
+
+log = logging.getLogger(__name__)
+
+DEFAULT_GRACE = 10.0
+
+
+class Outcome(NamedTuple):
+    """What a job brought about."""
+
+    truth: Truth | None = None
+    result: dict[str, Any] = {}  # noqa: RUF012 - never changed
+    statistics: dict[str, Any] = {}  # noqa: RUF012
+
+
+def paths() -> Paths:
+    """Return this node's folders."""
+    return Paths(settings.MIEHISTO_STATE_DIR, settings.MIEHISTO_RUN_DIR, settings.MIEHISTO_LOG_DIR)
+
+
+@cache
+def _warm_namespace(_pid: int) -> int:
+    return warm.prepare(settings.MIEHISTO_CRIU)
+
+
+def engine(step: Callable[[str], None]) -> Engine:
+    """Return the engine of this node, which tells `step` where it is."""
+    return Engine(
+        Tools(
+            paths(),
+            settings.MIEHISTO_CRIU,
+            settings.MIEHISTO_TINI,
+            step,
+            settings.MIEHISTO_JOB_TIMEOUT,
+            settings.MIEHISTO_START_SETTLE,
+            _warm_namespace(os.getpid()),
+        )
+    )
+
+
+@shared_task(name="miehisto.run_job")
+def run_job(job_id: str) -> None:
+    """Claim the job and carry it out; delivered twice it is done once."""
+    job = operations.claim(job_id, worker=reconcile.identity(settings.MIEHISTO_NODE))
+    if job is None:
+        return
+    try:
+        outcome = _HANDLERS[JobKind(job.kind)](job, engine(lambda step: operations.enter_step(job, step)))
+    except JobFailed as failure:
+        _fail(job, failure)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            _fail(job, JobFailed("pool_full", f"The disk is full: {error}.", "Make room, then try again."))
+        else:
+            _error(job)
+    except Exception:
+        _error(job)
+    else:
+        found = outcome.truth
+        operations.succeed(
+            job,
+            service_state=found.state if found else None,
+            result=outcome.result,
+            statistics=outcome.statistics,
+            **(found.extras() if found else {}),
+        )
+
+
+def _fail(job: Job, failure: JobFailed) -> None:
+    found = _truth_after_failure(job)
+    operations.fail(
+        job,
+        code=failure.code,
+        message=failure.message,
+        remedy=failure.remedy,
+        lines=failure.lines,
+        service_state=found.state if found else None,
+        **(found.extras() if found else {}),
+    )
+
+
+def _error(job: Job) -> None:
+    log.exception("job %s hit a bug", job.pk)
+    found = _truth_after_failure(job)
+    operations.error(job, traceback.format_exc(), found.state if found else None)
+
+
+def _truth_after_failure(job: Job) -> Truth | None:
+    """Return what is true of the job's service now; None for the state it had before the job."""
+    if not job.service_ref or job.service is None:
+        return None
+    found = reconcile.truth(paths(), job.service_ref)
+    if found and found.state is ServiceState.RUNNING:
+        return found
+    if job.kind in {JobKind.START, JobKind.RESTART}:
+        return (found or Truth(ServiceState.FAILED))._replace(state=ServiceState.FAILED)
+    return None if job.kind == JobKind.RESTORE else found
+
+
+def _alive(running: Running) -> Truth:
+    return Truth(ServiceState.RUNNING, running.shown_pid, running.runmh.pid)
+
+
+def _start(job: Job, engine: Engine) -> Outcome:
+    service = job.service
+    assert service is not None
+    spec = {
+        "argv": service.argv,
+        "user": service.user,
+        "group": service.group,
+        "cwd": service.cwd,
+        "env": service.env,
+        "binds": service.binds,
+    }
+    running = engine.start(service.pk, spec)
+    return Outcome(_alive(running), {"service": service.pk, "pid": running.shown_pid})
+
+
+def _stop(job: Job, engine: Engine) -> Outcome:
+    ended = engine.stop(job.service_ref, float(job.options.get("grace", DEFAULT_GRACE)))
+    found = Truth(ServiceState.STOPPED, None, None, *ended)
+    return Outcome(found, {"service": job.service_ref, **ended._asdict()})
+
+
+def _restart(job: Job, engine: Engine) -> Outcome:
+    _stop(job, engine)
+    return _start(job, engine)
+
+
+def _dump(job: Job, engine: Engine) -> Outcome:
+    leave_running = bool(job.options.get("leave_running"))
+    dumped = engine.dump(job.service_ref, job.image_id, leave_running=leave_running)
+    reconcile.record_image(paths(), job.image_id, job.node)
+    return Outcome(
+        None if leave_running else Truth(ServiceState.DUMPED),
+        {"image": job.image_id, "path": str(dumped.path)},
+        {**dumped.manifest["statistics"], "sealing_time": round(dumped.sealing_seconds * 1e6)},
+    )
+
+
+def _restore(job: Job, engine: Engine) -> Outcome:
+    running = engine.restore(job.service_ref, job.image_id)
+    return Outcome(
+        _alive(running), {"image": job.image_id, "service": job.service_ref, "pid": running.shown_pid}
+    )
+
+
+def _delete_service(job: Job, engine: Engine) -> Outcome:
+    if job.options.get("stop"):
+        _stop(job, engine)
+    engine.delete_service(job.service_ref)
+    return Outcome(None, {"service": job.service_ref})
+
+
+def _verify_image(job: Job, engine: Engine) -> Outcome:
+    engine.step("reading every byte")
+    try:
+        engine.verified(job.image_id)
+    except JobFailed as failure:
+        images.mark_verified(job.image_id, failure.lines or [failure.message])
+        raise
+    images.mark_verified(job.image_id, [])
+    return Outcome(None, {"image": job.image_id})
+
+
+def _delete_image(job: Job, engine: Engine) -> Outcome:
+    engine.delete_image(job.image_id)
+    images.forget(job.image_id)
+    return Outcome(None, {"image": job.image_id})
+
+
+def _check(_job: Job, engine: Engine) -> Outcome:
+    engine.step("looking at the host")
+    found = host.check(engine.paths, engine.tools.criu, engine.tools.tini)
+    able = all(item.ok for item in found if item.needed)
+    return Outcome(None, {"checks": [item._asdict() for item in found], "able": able})
+
+
+_HANDLERS: dict[JobKind, Callable[[Job, Engine], Outcome]] = {
+    JobKind.START: _start,
+    JobKind.STOP: _stop,
+    JobKind.RESTART: _restart,
+    JobKind.DUMP: _dump,
+    JobKind.RESTORE: _restore,
+    JobKind.DELETE_SERVICE: _delete_service,
+    JobKind.VERIFY_IMAGE: _verify_image,
+    JobKind.DELETE_IMAGE: _delete_image,
+    JobKind.CHECK: _check,
+}

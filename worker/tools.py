@@ -1,0 +1,39 @@
+"""What a node works with: its folders, its programs, its patience. Knows nothing of what is done with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from worker.paths import Paths
+
+
+class Tools(NamedTuple):
+    """Handed down from whoever runs the engine to each of its parts.
+
+    Attributes:
+        paths: the node's folders.
+        criu: path of the CRIU binary.
+        tini: path of the init program for services.
+        step: is told the name of each step before it begins.
+        timeout: seconds that CRIU may be silent.
+        settle: seconds that a service must live to count as started.
+        warm: a mount namespace for CRIU whose kernel probe is cached, as a descriptor; -1 for none.
+    """
+
+    paths: Paths
+    criu: str
+    tini: str
+    step: Callable[[str], None] = lambda _: None
+    timeout: float = 600.0
+    settle: float = 0.5
+    warm: int = -1
+
+    def work_folder(self, service_id: str) -> Path:
+        """Return the folder for CRIU's log and figures of the call that begins now, without those of the last."""
+        folder = self.paths.runtime(service_id) / "criu"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for name in ("dump.log", "restore.log", "stats-dump", "stats-restore"):
+            (folder / name).unlink(missing_ok=True)
+        return folder
