@@ -58,13 +58,15 @@ INSTALLED_APPS = [
     "images",
 ]
 MIDDLEWARE = [
-    "django.middleware.security.SecurityMiddleware",
-    "django.contrib.sessions.middleware.SessionMiddleware",
-    "django.middleware.common.CommonMiddleware",
-    "django.middleware.csrf.CsrfViewMiddleware",
-    "django.contrib.auth.middleware.AuthenticationMiddleware",
-    "django.contrib.messages.middleware.MessageMiddleware",
-    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "miehisto_web.middleware.StaticFiles",
+    "miehisto_web.middleware.Front",
+    "miehisto_web.middleware.Security",
+    "miehisto_web.middleware.Sessions",
+    "miehisto_web.middleware.Common",
+    "miehisto_web.middleware.Csrf",
+    "miehisto_web.middleware.Authentication",
+    "miehisto_web.middleware.Messages",
+    "miehisto_web.middleware.FrameOptions",
 ]
 ROOT_URLCONF = "miehisto_web.urls"
 ASGI_APPLICATION = "miehisto_web.asgi.application"
@@ -107,11 +109,11 @@ USE_I18N = False
 USE_TZ = True
 
 STATIC_URL = "/static/"
-STATIC_ROOT = BASE_DIR / "static_root"
 STATICFILES_DIRS = [BASE_DIR / "static"]
 # The files are found where the packages keep them, so there is no collectstatic step to forget.
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_AUTOREFRESH = DEBUG
+WHITENOISE_ALLOW_ALL_ORIGINS = False
 
 # --- Security -------------------------------------------------------------------------------------
 # One body is at most 1 MiB; the API says so with 413.

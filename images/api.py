@@ -1,0 +1,106 @@
+"""The API's calls about images: fetch, call one operation, answer."""
+
+# ruff: noqa: ARG001 (Django and ninja fix the arguments)
+
+from collections.abc import Callable
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from ninja import Router, Schema
+
+from images import operations
+from images.models import Image
+from images.presenting import image_object
+from services.answers import JOB_RESPONSES, job_answer, source_of, wait_parameter
+from services.authentication import caller
+from services.models import Job
+from services.schemas import ErrorAnswer, Nothing, Rename
+from services.threads import in_thread
+
+router = Router(tags=["images"])
+
+
+class ImageAnswer(Schema):
+    """page_size and size in bytes: memory pages, and all files. damage: what a verification found."""
+
+    object_id: str
+    name: str
+    service: str | None
+    service_name: str
+    node: str
+    comm: str
+    page_size: int
+    size: int
+    ctime: str
+    leave_running: bool
+    status: str
+    damage: list[str]
+    verified: str | None
+    path: str
+    criu_version: str
+    kernel: str
+    args: list[str]
+    statistics: dict[str, Any]
+
+
+RESPONSES: dict[Any, Any] = {200: ImageAnswer, (404, 409, 422): ErrorAnswer}
+
+
+@router.get("/images", response={200: list[ImageAnswer]})
+async def list_images(request: HttpRequest) -> HttpResponse:
+    """List images, the oldest first."""
+    rows = await in_thread(lambda: [image_object(image) for image in Image.objects.for_display()])
+    return JsonResponse(rows, safe=False)
+
+
+@router.get("/images/{reference}", response=RESPONSES)
+async def show_image(request: HttpRequest, reference: str) -> HttpResponse:
+    """Show an image, named by id, name, or unique beginning of the id."""
+    return JsonResponse(await in_thread(lambda: image_object(_find(reference))))
+
+
+@router.patch("/images/{reference}", response=RESPONSES)
+async def rename_image(request: HttpRequest, reference: str, body: Rename) -> HttpResponse:
+    """Give an image another name."""
+
+    def change() -> dict[str, Any]:
+        return image_object(operations.rename(_find(reference), body.name, caller(request)))
+
+    return JsonResponse(await in_thread(change))
+
+
+@router.delete("/images/{reference}", response=JOB_RESPONSES)
+async def delete_image(
+    request: HttpRequest, reference: str, wait: float = wait_parameter()
+) -> HttpResponseBase:
+    """Delete an image with its files."""
+    return await _job(request, operations.request_delete, reference, wait)
+
+
+@router.post("/images/{reference}/restore", response=JOB_RESPONSES)
+async def restore_image(
+    request: HttpRequest, reference: str, body: Nothing | None = None, wait: float = wait_parameter()
+) -> HttpResponseBase:
+    """Bring the image's service back to where it was when it was dumped."""
+    return await _job(request, operations.request_restore, reference, wait)
+
+
+@router.post("/images/{reference}/verify", response=JOB_RESPONSES)
+async def verify_image(
+    request: HttpRequest, reference: str, body: Nothing | None = None, wait: float = wait_parameter()
+) -> HttpResponseBase:
+    """Compare an image's files with its manifest."""
+    return await _job(request, operations.request_verify, reference, wait)
+
+
+def _find(reference: str) -> Image:
+    return Image.objects.for_display().by_reference(reference)
+
+
+async def _job(
+    request: HttpRequest, operation: Callable[..., Job], reference: str, wait: float
+) -> HttpResponseBase:
+    """Find the image, ask for the job, answer with it."""
+    actor, source = caller(request), source_of(request)
+    job = await in_thread(lambda: operation(_find(reference), actor=actor, source=source))
+    return await job_answer(request, job, wait)

@@ -1,0 +1,89 @@
+"""The API as a whole: routers, authentication, and every error in one shape. It knows no call by itself."""
+
+import logging
+from typing import Any
+
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from ninja import NinjaAPI
+from ninja.errors import AuthenticationError, HttpError, ValidationError
+
+from images.api import router as images
+from services.api import router as services
+from services.authentication import TokenOrSession
+from services.problems import Problem, bad_input, not_allowed
+
+log = logging.getLogger(__name__)
+
+api = NinjaAPI(
+    title="Miehistö",
+    version="1",
+    description="Dump and restore application servers. Calls that take time answer 202 with a job; "
+    "?wait=SECONDS holds the answer, and with Accept: application/x-ndjson streams the job's steps.",
+    auth=TokenOrSession(),
+    urls_namespace="api",
+)
+api.add_router("", services)
+api.add_router("", images)
+
+
+def problem_response(problem: Problem) -> HttpResponse:
+    """Return the API's answer for a problem."""
+    return JsonResponse(problem.as_dict(), status=problem.http_status)
+
+
+@api.exception_handler(Problem)
+def on_problem(_request: HttpRequest, problem: Problem) -> HttpResponse:
+    return problem_response(problem)
+
+
+@api.exception_handler(ValidationError)
+def on_invalid(_request: HttpRequest, invalid: ValidationError) -> HttpResponse:
+    return problem_response(_sentence(invalid.errors))
+
+
+@api.exception_handler(HttpError)
+def on_http_error(_request: HttpRequest, error: HttpError) -> HttpResponse:
+    if error.status_code == 400:
+        return problem_response(bad_input("the body is not JSON", "send one JSON object", http_status=400))
+    return problem_response(bad_input(str(error), http_status=error.status_code))
+
+
+@api.exception_handler(AuthenticationError)
+def on_stranger(_request: HttpRequest, _error: AuthenticationError) -> HttpResponse:
+    response = problem_response(
+        not_allowed(
+            "no valid token and no session",
+            "send Authorization: Bearer TOKEN; manage.py token --user NAME makes one",
+            http_status=401,
+        )
+    )
+    response["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+@api.exception_handler(Http404)
+def on_not_found(_request: HttpRequest, _error: Http404) -> HttpResponse:
+    return problem_response(Problem("not_found", "there is no such address", http_status=404))
+
+
+@api.exception_handler(Exception)
+def on_fault(request: HttpRequest, fault: Exception) -> HttpResponse:
+    log.error("%s %s: %s", request.method, request.path, fault, exc_info=fault)
+    return problem_response(
+        Problem("internal_error", "a fault in Miehistö", "the site's log has the traceback", http_status=500)
+    )
+
+
+def _sentence(errors: list[dict[str, Any]]) -> Problem:
+    """Make one sentence of pydantic's first complaint."""
+    first = errors[0] if errors else {}
+    where = [str(part) for part in first.get("loc", ())]
+    # The place begins with "body" and the parameter's name, or with "query"; people know only the rest.
+    field = ".".join(where[2:] if where[:1] == ["body"] else where[1:])
+    complaint = str(first.get("msg", "cannot be used"))
+    if first.get("type") == "extra_forbidden":
+        return bad_input(f"unknown field {field[:80]!r}", "the API's page lists the fields", field=field[:80])
+    if first.get("type") == "missing":
+        return bad_input(f"{field or 'the body'} is missing", "", field=field)
+    what = complaint[:1].lower() + complaint[1:]
+    return bad_input(f"{field[:80] or 'the body'}: {what}", "", field=field[:80])

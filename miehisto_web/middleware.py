@@ -1,0 +1,174 @@
+"""What stands before every view: static files, headers, size limits, and Django's own parts for pages.
+
+A request of the API with a token needs no session, no messages and no CSRF token; as each of Django's
+middlewares costs a change of thread under ASGI, such a request passes them by.
+"""
+
+import io
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.conf import settings
+from django.contrib.auth.middleware import AuthenticationMiddleware
+from django.contrib.messages.middleware import MessageMiddleware
+from django.contrib.sessions.middleware import SessionMiddleware
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.middleware.clickjacking import XFrameOptionsMiddleware
+from django.middleware.common import CommonMiddleware
+from django.middleware.csrf import CsrfViewMiddleware
+from django.middleware.security import SecurityMiddleware
+from django.utils.deprecation import MiddlewareMixin
+from whitenoise.middleware import WhiteNoiseMiddleware
+
+from services.authentication import bearer_token
+from services.problems import Problem, bad_input
+
+API = "/api/"
+MOST = 1024 * 1024  # bytes of a body
+# htmx, the admin and the API's page work under this; nothing comes from elsewhere, nothing stands inline.
+POLICY = (
+    "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'"
+)
+# The API's page (Swagger) sets style attributes.
+POLICY_OF_API_PAGE = POLICY + "; style-src 'self' 'unsafe-inline'"
+
+GetResponse = Callable[[HttpRequest], Any]
+
+
+class _Async:
+    """A middleware of one coroutine; under WSGI (tests) Django adapts it."""
+
+    async_capable = True
+    sync_capable = False
+
+    def __init__(self, get_response: Callable[[HttpRequest], Awaitable[HttpResponseBase]]) -> None:
+        self.get_response = get_response
+        if iscoroutinefunction(self.get_response):
+            markcoroutinefunction(cast(Any, self))
+
+
+class StaticFiles(_Async):
+    """Static files by whitenoise, found once at the start where the packages keep them."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], Awaitable[HttpResponseBase]]) -> None:
+        super().__init__(get_response)
+        self.files = WhiteNoiseMiddleware(get_response)
+
+    async def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        if not request.path_info.startswith(settings.STATIC_URL):
+            return await self.get_response(request)
+        if self.files.autorefresh:
+            found = self.files.find_file(request.path_info)
+        else:
+            found = self.files.files.get(request.path_info)
+        if found is None:
+            return await self.get_response(request)
+        answer = found.get_response(request.method, request.META)
+        # Small files, read whole: Django can't stream a file from an event loop.
+        content = answer.file.read() if answer.file else b""
+        if answer.file:
+            answer.file.close()
+        return HttpResponse(content, status=int(answer.status), headers=dict(answer.headers))
+
+
+class Front(_Async):
+    """Headers for every answer; for the API also the size limit and JSON for every error."""
+
+    async def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        response = await self._answer(request)
+        if not response.streaming and not response.has_header("Content-Length"):
+            response.headers["Content-Length"] = str(len(response.content))
+        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        if "Content-Security-Policy" not in response.headers:
+            is_api_page = request.path.startswith(API)
+            response.headers["Content-Security-Policy"] = POLICY_OF_API_PAGE if is_api_page else POLICY
+        return response
+
+    async def _answer(self, request: HttpRequest) -> HttpResponseBase:
+        if not request.path_info.startswith(API):
+            return await self.get_response(request)
+        request.get_host()  # raises for a host that isn't ours, as CommonMiddleware does for pages
+        if not _read_body(request):
+            return _problem(
+                bad_input("the body is larger than 1 MiB", "send less", http_status=413), status=413
+            )
+        response = await self.get_response(request)
+        if response.status_code >= 400 and "json" not in response.headers.get("Content-Type", ""):
+            return _problem(_for_status(response.status_code), status=response.status_code)
+        return response
+
+
+def _read_body(request: HttpRequest) -> bool:
+    """Read the body, which ASGI has received by now; False when it is too large, announced or not."""
+    if int(request.META.get("CONTENT_LENGTH") or 0) > MOST:
+        return False
+    body = request.read(MOST + 1)
+    if len(body) > MOST:
+        return False
+    request._body = body
+    request._stream = io.BytesIO(body)
+    return True
+
+
+def _for_status(status: int) -> Problem:
+    sentences = {
+        404: ("not_found", "there is no such address", "/api/v1/docs lists the addresses"),
+        405: ("bad_input", "this address doesn't know this method", "/api/v1/docs lists the methods"),
+        500: ("internal_error", "a fault in Miehistö", "the site's log has the traceback"),
+    }
+    code, message, remedy = sentences.get(status, ("bad_input", f"the request was refused ({status})", ""))
+    return Problem(code, message, remedy, http_status=status)
+
+
+def _problem(problem: Problem, *, status: int) -> JsonResponse:
+    return JsonResponse(problem.as_dict(), status=status)
+
+
+class _PagesOnly(MiddlewareMixin):
+    """Mixed into Django's middlewares: a token's request of the API passes by."""
+
+    async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
+        if _has_token(request):
+            response: HttpResponseBase = await cast(Any, self.get_response(request))
+            return response
+        answer: HttpResponseBase = await super().__acall__(request)
+        return answer
+
+
+def _has_token(request: HttpRequest) -> bool:
+    return request.path_info.startswith(API) and bool(bearer_token(request))
+
+
+class Security(_PagesOnly, SecurityMiddleware):
+    pass
+
+
+class Sessions(_PagesOnly, SessionMiddleware):
+    pass
+
+
+class Common(_PagesOnly, CommonMiddleware):
+    pass
+
+
+class Authentication(_PagesOnly, AuthenticationMiddleware):
+    pass
+
+
+class Messages(_PagesOnly, MessageMiddleware):
+    pass
+
+
+class FrameOptions(_PagesOnly, XFrameOptionsMiddleware):
+    pass
+
+
+class Csrf(_PagesOnly, CsrfViewMiddleware):
+    async def process_view(  # type: ignore[override]  # Django calls either kind, this one without a thread
+        self, request: HttpRequest, callback: Any, args: Any, kwargs: Any
+    ) -> HttpResponseBase | None:
+        if _has_token(request):
+            return None
+        return super().process_view(request, callback, args, kwargs)

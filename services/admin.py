@@ -1,0 +1,71 @@
+"""Django's admin for services, jobs and tokens: to look at; status changes go through operations alone."""
+
+# ruff: noqa: ARG002 (Django and ninja fix the arguments)
+
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin
+from django.http import HttpRequest
+
+from services.models import ApiToken, Job, JobEvent, Node, Service
+
+if TYPE_CHECKING:  # Django's own classes take no parameters
+    ModelAdmin = admin.ModelAdmin[Any]
+    TabularInline = admin.TabularInline[JobEvent, Job]
+else:
+    ModelAdmin = admin.ModelAdmin
+    TabularInline = admin.TabularInline
+
+
+class ReadOnly(ModelAdmin):
+    """Rows that only workers and operations write."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+@admin.register(Node)
+class NodeAdmin(ReadOnly):
+    list_display = ("name", "last_seen_at", "criu_version", "kernel")
+
+
+@admin.register(Service)
+class ServiceAdmin(ReadOnly):
+    list_display = ("id", "name", "node", "status", "pid", "created_at", "created_by")
+    list_filter = ("status", "node")
+    list_select_related = ("node",)
+    search_fields = ("id", "name")
+
+
+class EventInline(TabularInline):
+    model = JobEvent
+    extra = 0
+    can_delete = False
+
+
+@admin.register(Job)
+class JobAdmin(ReadOnly):
+    list_display = ("id", "kind", "service", "status", "step", "requested_by", "source", "queued_at")
+    list_filter = ("status", "kind", "node", "source")
+    list_select_related = ("service", "node")
+    search_fields = ("id", "service_ref", "image_id")
+    inlines = (EventInline,)
+
+
+@admin.register(ApiToken)
+class ApiTokenAdmin(ModelAdmin):
+    """Tokens can be ended and taken away here; a new one is shown once, by manage.py token."""
+
+    list_display = ("label", "user", "created_at", "last_used_at", "expires_at")
+    list_select_related = ("user",)
+    fields = ("user", "label", "expires_at", "created_at", "last_used_at")
+    readonly_fields = ("user", "created_at", "last_used_at")
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False

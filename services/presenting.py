@@ -1,0 +1,85 @@
+"""Rows as the API's objects, the same for pages, mhctl and manage.py. It reads no more than it is given."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from django.urls import reverse
+
+from services.models import Job, JobEvent, Node, Service
+from services.states import JobState
+
+NOT_SENT = "the queue is down: the job waits and is sent as soon as it is up again"
+
+
+def moment(at: datetime | None) -> str | None:
+    """Return a time as ISO 8601 in UTC."""
+    return at.isoformat() if at else None
+
+
+def node_object(node: Node) -> dict[str, Any]:
+    return {
+        "name": node.name,
+        "last_seen": moment(node.last_seen_at),
+        "criu_version": node.criu_version,
+        "kernel": node.kernel,
+        "capabilities": node.capabilities,
+    }
+
+
+def service_object(service: Service) -> dict[str, Any]:
+    """The service must come from `for_display()`; else its active job isn't known and is null."""
+    return {
+        "object_id": service.pk,
+        "name": service.name,
+        "node": service.node.name,
+        "status": service.status,
+        "status_reason": service.status_reason,
+        "pid": service.pid,
+        "ppid": service.supervisor_pid,
+        "args": service.argv,
+        "user": service.user,
+        "group": service.group,
+        "cwd": service.cwd,
+        "env": service.env,
+        "binds": service.binds,
+        "exit_code": service.exit_code,
+        "exit_signal": service.exit_signal,
+        "created": moment(service.created_at),
+        "changed": moment(service.changed_at),
+        "started": moment(service.started_at),
+        "image": service.image_id or None,
+        "job": getattr(service, "active_job_id", None),
+    }
+
+
+def event_object(event: JobEvent) -> dict[str, Any]:
+    return {"at": moment(event.at), "status": event.status, "step": event.step, "text": event.text}
+
+
+def job_object(job: Job, events: Iterable[JobEvent] | None = None) -> dict[str, Any]:
+    """events: when None, those that the job is known to have; lists leave them out."""
+    answer = {
+        "object_id": job.pk,
+        "kind": job.kind,
+        "service": job.service_ref or None,
+        "service_name": job.service.name if job.service else "",
+        "image": job.image_id or None,
+        "node": job.node.name,
+        "status": job.status,
+        "step": job.step,
+        "options": job.options,
+        "requested_by": job.requested_by,
+        "source": job.source,
+        "queued": moment(job.queued_at),
+        "started": moment(job.started_at),
+        "finished": moment(job.finished_at),
+        "error": job.error,
+        "result": job.result,
+        "statistics": job.statistics,
+        "events": [event_object(event) for event in (events or job.known_events or [])],
+        "url": reverse("services:job", args=[job.pk]),
+    }
+    if job.status == JobState.QUEUED and job.sent_at is None:
+        answer["warning"] = NOT_SENT
+    return answer

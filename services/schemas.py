@@ -1,0 +1,131 @@
+"""What the API takes and gives, for its checks and its OpenAPI page. It knows no rows."""
+
+from typing import Any
+
+from ninja import Schema
+from pydantic import ConfigDict, Field
+
+
+class Input(Schema):
+    """A body: no conversions ("1" is no number), no unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class NewService(Input):
+    """args: command and arguments. user, group: names or numbers. cwd: absolute. binds: SRC:DST[:ro]."""
+
+    args: list[str]
+    user: str = "root"
+    group: str = ""
+    cwd: str = "/"
+    env: dict[str, str] = Field(default_factory=dict)
+    name: str = ""
+    binds: list[str] = Field(default_factory=list)
+
+
+class Rename(Input):
+    """name: the new name; "" takes the name away."""
+
+    name: str
+
+
+class Nothing(Input):
+    """An operation without options."""
+
+
+class StopOptions(Input):
+    """grace: seconds between SIGTERM and SIGKILL; 0 kills at once."""
+
+    grace: float | None = None
+
+
+class DumpOptions(Input):
+    """leave_running: go on running after the dump."""
+
+    leave_running: bool = False
+
+
+class ErrorDetail(Schema):
+    code: str
+    message: str
+    remedy: str
+    details: dict[str, Any]
+
+
+class ErrorAnswer(Schema):
+    """Every answer of 400 and above."""
+
+    error: ErrorDetail
+
+
+class NodeAnswer(Schema):
+    name: str
+    last_seen: str | None
+    criu_version: str
+    kernel: str
+    capabilities: dict[str, Any]
+
+
+class ServiceAnswer(Schema):
+    """ppid is the service's supervisor; job its active job."""
+
+    object_id: str
+    name: str
+    node: str
+    status: str
+    status_reason: str
+    pid: int | None
+    ppid: int | None
+    args: list[str]
+    user: str
+    group: str
+    cwd: str
+    env: dict[str, str]
+    binds: list[str]
+    exit_code: int | None
+    exit_signal: int | None
+    created: str
+    changed: str
+    started: str | None
+    image: str | None
+    job: str | None
+
+
+class EventAnswer(Schema):
+    at: str
+    status: str
+    step: str
+    text: str
+
+
+class JobError(Schema):
+    code: str
+    message: str
+    remedy: str
+    lines: list[str]
+
+
+class JobAnswer(Schema):
+    """warning: there only while the job waits for a queue that is down."""
+
+    object_id: str
+    kind: str
+    service: str | None
+    service_name: str
+    image: str | None
+    node: str
+    status: str
+    step: str
+    options: dict[str, Any]
+    requested_by: str
+    source: str
+    queued: str
+    started: str | None
+    finished: str | None
+    error: JobError | None
+    result: dict[str, Any]
+    statistics: dict[str, Any]
+    events: list[EventAnswer]
+    url: str
+    warning: str = ""

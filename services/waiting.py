@@ -1,0 +1,107 @@
+"""Waits for a job without asking all the time: by the bell, or by the rows each half second without Redis."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from django.conf import settings
+from redis import asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from services import bell
+from services.models import Job, JobEvent
+from services.presenting import event_object, job_object
+from services.states import ACTIVE_JOB, JobState
+from services.threads import in_thread
+
+LONGEST = 3600  # seconds
+POLL = 0.5  # seconds between two looks without Redis
+LOOK_ANYWAY = 5.0  # seconds between two looks with it: a ring can be lost
+KEEP_ALIVE = 15.0  # seconds of silence after which a stream sends an empty line
+
+
+def load(job_id: str) -> Job:
+    """Return the job with all that its object shows."""
+    job = Job.objects.select_related("service", "node").get(pk=job_id)
+    job.known_events = list(job.events.all())
+    return job
+
+
+def _new_events(job_id: str, after: int) -> list[JobEvent]:
+    return list(JobEvent.objects.filter(job_id=job_id, pk__gt=after))
+
+
+async def events(job: Job, seconds: float) -> AsyncIterator[JobEvent | None]:
+    """Yield the job's events as they are written, until it ended or `seconds` are over.
+
+    None is yielded when nothing happened for a while, so that the caller can do something else.
+    """
+    deadline = time.monotonic() + seconds
+    last = 0
+    for event in job.known_events or []:
+        last = event.pk
+        yield event
+        if JobState(event.status) not in ACTIVE_JOB:
+            return
+    async for _ in _wakes(job.pk, deadline):
+        fresh = await in_thread(_new_events, job.pk, last)
+        for event in fresh:
+            last = event.pk
+            yield event
+            if JobState(event.status) not in ACTIVE_JOB:
+                return
+        if not fresh:
+            yield None
+
+
+async def _wakes(job_id: str, deadline: float) -> AsyncIterator[None]:
+    """Yield whenever it is worth a look at the rows: at once, at each ring, and now and then anyway."""
+    client = redis.Redis.from_url(
+        bell.redis_url(settings.CELERY_BROKER_URL),
+        socket_connect_timeout=bell.TIMEOUT,
+        retry=Retry(NoBackoff(), 0),
+    )
+    try:
+        async with client, client.pubsub(ignore_subscribe_messages=True) as subscription:
+            async with asyncio.timeout(2 * bell.TIMEOUT):
+                await subscription.subscribe(bell.channel(job_id))
+            while True:
+                yield None  # the first time after subscribing: what came before is in the rows
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return
+                await subscription.get_message(timeout=min(left, LOOK_ANYWAY))
+    except (RedisError, OSError):
+        pass
+    while time.monotonic() < deadline:
+        await asyncio.sleep(min(POLL, max(0.0, deadline - time.monotonic())))
+        yield None
+
+
+async def ended(job: Job, seconds: float) -> Job:
+    """Return the job when it has ended, or as it is after `seconds`."""
+    async for _event in events(job, seconds):
+        pass
+    return await in_thread(load, job.pk)
+
+
+async def lines(job: Job, seconds: float) -> AsyncIterator[dict[str, Any] | None]:
+    """Yield {"event": …} as they happen, None when it is time for a keep-alive, and {"job": …} at last."""
+    spoken = time.monotonic()
+    first = True
+    async for event in events(job, seconds):
+        if event is not None:
+            line: dict[str, Any] = {"event": {"job": job.pk, **event_object(event)}}
+            warning = job_object(job).get("warning")
+            if first and warning:
+                line["warning"] = warning
+            first = False
+            spoken = time.monotonic()
+            yield line
+        elif time.monotonic() - spoken >= KEEP_ALIVE:
+            spoken = time.monotonic()
+            yield None
+    yield {"job": job_object(await in_thread(load, job.pk))}
