@@ -129,7 +129,7 @@ def nothing_left_behind() -> Iterator[None]:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, exitstatus: int | pytest.ExitCode
 ) -> None:
-    """Keep the files of a failed run and say where they are; those of any other run are deleted at the exit."""
+    """Keep the files of a failed run and say where; those of any other run are deleted at the exit."""
     if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         atexit.unregister(_delete_folder)
         terminalreporter.write_line(f"the files of this run are kept in {FOLDER}")

@@ -194,9 +194,8 @@ def _fingerprint() -> dict[str, tuple[int, int]]:
     return {str(path): (path.lstat().st_ino, path.lstat().st_mtime_ns) for path in paths if path.is_file()}
 
 
-def test_a_second_set_up_is_quick_and_changes_nothing() -> None:
-    before = _fingerprint()
-    start = time.monotonic()
+def _set_up() -> str:
+    """Run the real set-up of this checkout and return what it printed."""
     done = subprocess.run(
         [ROOT / "scripts/setup", "--dev"],
         env=ORIGINAL_ENVIRONMENT,
@@ -205,9 +204,17 @@ def test_a_second_set_up_is_quick_and_changes_nothing() -> None:
         text=True,
         check=False,
     )
-    took = time.monotonic() - start
     assert done.returncode == 0, done.stdout + done.stderr
-    assert took < 3, done.stdout
+    return done.stdout
+
+
+def test_a_second_set_up_is_quick_and_changes_nothing() -> None:
+    _set_up()
+    before = _fingerprint()
+    start = time.monotonic()
+    said = _set_up()
+    took = time.monotonic() - start
+    assert took < 3, said
     assert _fingerprint() == before
 
 
