@@ -1,0 +1,386 @@
+"""miehistod's own work with real processes: keeping parts running, dropping rights, ending with nothing left.
+
+The whole daemon with the real site is tested end to end elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from miehistod import account, folders, parts, readiness, sockets
+from miehistod.account import Account
+from miehistod.errors import CannotRun
+from miehistod.launch import CHECKOUT, Launcher
+from miehistod.settings import Settings, read
+from miehistod.supervisor import GaveUp, PartSpec, Supervisor, Timing
+
+QUICK = Timing(first_pause=0.05, longest_pause=0.2, calm=60.0, deaths=4, window=30.0, term=1.0, last=1.0)
+
+
+@pytest.fixture
+def open_dir() -> Iterator[Path]:
+    """A folder that the site's user may enter (pytest's own are closed to him)."""
+    with tempfile.TemporaryDirectory(prefix="miehistod-test-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture
+def settings(open_dir: Path) -> Settings:
+    return read(
+        {
+            "MIEHISTO_STATE_DIR": f"{open_dir}/state",
+            "MIEHISTO_RUN_DIR": f"{open_dir}/run",
+            "MIEHISTO_LOG_DIR": f"{open_dir}/log",
+            "MIEHISTO_BIND": "127.0.0.1:0",
+            "MIEHISTO_NODE": "test",
+        }
+    )
+
+
+@pytest.fixture
+def site_user() -> Account:
+    return account.find("miehisto")
+
+
+@pytest.fixture
+def launcher(settings: Settings, site_user: Account) -> Launcher:
+    folders.make_folders(settings, site_user)
+    made = Launcher(settings, site_user)
+    made.make_places()
+    return made
+
+
+def supervised(work: Callable[[Supervisor], Coroutine[Any, Any, None]], timing: Timing = QUICK) -> list[str]:
+    """Runs a test's body with a supervisor and returns what was said; nothing is left running."""
+    said: list[str] = []
+
+    async def body() -> None:
+        supervisor = Supervisor(said.append, timing)
+        try:
+            await asyncio.wait_for(work(supervisor), 20)
+        finally:
+            await supervisor.stop()
+
+    asyncio.run(body())
+    return said
+
+
+def shell(text: str, name: str = "part", **more: Any) -> PartSpec:
+    return PartSpec(name=name, argv=["/bin/sh", "-c", text], **more)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# --- the supervisor ---------------------------------------------------------------------------------------
+
+
+def test_a_dead_part_is_started_again_with_growing_pauses(tmp_path: Path) -> None:
+    script = (
+        f"date +%s.%N >> {tmp_path}/starts; [ $(wc -l < {tmp_path}/starts) -ge 4 ] && exec sleep 60; exit 3"
+    )
+
+    async def work(supervisor: Supervisor) -> None:
+        part = supervisor.start(shell(script))
+        await until(lambda: part.starts == 4)
+
+    said = supervised(work)
+    starts = [float(line) for line in (tmp_path / "starts").read_text().split()]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(starts)]
+    assert all(pause >= least for pause, least in zip(pauses, (0.05, 0.1, 0.2), strict=False))
+    assert said[:2] == [
+        "miehistod | part ended with status 3; starting it again in 0.05 s",
+        "miehistod | part ended with status 3; starting it again in 0.1 s",
+    ]
+
+
+def test_too_many_deaths_end_it_with_the_last_words() -> None:
+    async def work(supervisor: Supervisor) -> None:
+        supervisor.start(shell("echo one; echo two >&2; kill -9 $$"))
+        with pytest.raises(
+            GaveUp, match=r"part died 4 times within 30 s, the last time it was killed by SIGKILL"
+        ) as end:
+            await supervisor.wait()
+        assert end.value.said[-2:] == ["one", "two"]
+
+    supervised(work)
+
+
+def test_a_program_that_is_missing_counts_as_a_death() -> None:
+    async def work(supervisor: Supervisor) -> None:
+        supervisor.start(PartSpec(name="part", argv=["/nowhere/program"]))
+        with pytest.raises(GaveUp, match="cannot be started"):
+            await supervisor.wait()
+
+    supervised(work)
+
+
+def test_parts_end_in_order_and_the_slow_one_by_force(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    polite = f"trap 'echo NAME >> {log}; exit 0' TERM; while :; do sleep 0.02; done"
+
+    async def work(supervisor: Supervisor) -> None:
+        broker = supervisor.start(shell(polite.replace("NAME", "broker"), "broker", stop_last=True))
+        deaf = supervisor.start(shell("trap '' TERM; while :; do sleep 0.02; done", "deaf"))
+        site = supervisor.start(shell(polite.replace("NAME", "site"), "site"))
+        await until(lambda: broker.pid and deaf.pid and site.pid)
+        await asyncio.sleep(0.2)
+
+    began = time.monotonic()
+    said = supervised(work)
+    assert log.read_text() == "site\nbroker\n"
+    assert "miehistod | ending by force: deaf" in said
+    assert time.monotonic() - began < 4
+
+
+def test_services_in_sessions_of_their_own_go_on_and_other_children_end(tmp_path: Path) -> None:
+    script = f"setsid sleep 300 & echo $! > {tmp_path}/service; sleep 300 & echo $! > {tmp_path}/child; wait"
+
+    async def work(supervisor: Supervisor) -> None:
+        supervisor.start(shell(script))
+        await until(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text().endswith("\n"))
+        await asyncio.sleep(0.2)
+
+    supervised(work)
+    service, child = (int((tmp_path / name).read_text()) for name in ("service", "child"))
+    try:
+        assert is_alive(service)
+        assert not is_alive(child)
+    finally:
+        os.kill(service, signal.SIGKILL)
+
+
+def test_output_is_cut_into_lines_under_the_parts_name() -> None:
+    async def work(supervisor: Supervisor) -> None:
+        supervisor.start(shell(r"printf 'one\r\ntwo \377\nno end'; exec sleep 60"))
+        await asyncio.sleep(0.2)
+
+    assert supervised(work)[:3] == ["part      | one", "part      | two \\xff", "part      | no end"]
+
+
+# --- starting a part --------------------------------------------------------------------------------------
+
+
+def test_a_part_ends_when_miehistod_is_killed(launcher: Launcher) -> None:
+    """The "miehistod" here is a process that starts a part as Launcher does, and is killed with -9."""
+    program = (
+        "import subprocess, sys, time\n"
+        "from miehistod.launch import Launcher\n"
+        "from miehistod import account, settings\n"
+        "launcher = Launcher(settings.read(), account.find('miehisto'))\n"
+        "for as_user in (True, False):\n"
+        "    part = subprocess.Popen(launcher.wrap(['sleep', '300'], as_user=as_user))\n"
+        "    print(part.pid, flush=True)\n"
+        "time.sleep(300)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=CHECKOUT,
+        env=launcher.environment(as_user=False),
+    ) as daemon:
+        assert daemon.stdout is not None
+        pids = [int(daemon.stdout.readline()) for _ in range(2)]
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and not all(_runs_sleep(pid) for pid in pids):
+            time.sleep(0.02)
+        assert all(_runs_sleep(pid) for pid in pids)
+        daemon.kill()
+    while time.monotonic() < deadline and any(is_alive(pid) for pid in pids):
+        time.sleep(0.02)
+    assert not any(is_alive(pid) for pid in pids)
+
+
+def _runs_sleep(pid: int) -> bool:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep\0")
+
+
+def test_the_sites_user_has_no_rights_left(launcher: Launcher, site_user: Account) -> None:
+    done = launcher.run_python_as_user("-c", "import os; print(os.getresuid(), os.getgroups(), os.umask(0))")
+    assert done.stdout == f"{(site_user.uid,) * 3} {list(site_user.groups)} 18\n"
+    status = launcher.run_python_as_user("-c", "print(open('/proc/self/status').read())").stdout
+    assert "CapEff:\t0000000000000000" in status
+    assert "CapPrm:\t0000000000000000" in status
+    assert "NoNewPrivs:\t1" in status
+
+
+def test_a_checkout_in_a_closed_folder_is_shown_to_the_sites_user(
+    open_dir: Path, settings: Settings, site_user: Account
+) -> None:
+    checkout = open_dir / "closed" / "checkout"
+    for name in ("miehisto_web", ".git"):
+        (checkout / name).mkdir(parents=True)
+    (checkout / "miehisto_web" / "__init__.py").write_text("WORD = 'seen'\n")
+    (checkout / "link").symlink_to("miehisto_web")
+    (open_dir / "closed").chmod(0o700)
+    checkout.chmod(0o700)  # the folder above and the checkout itself
+    folders.make_folders(settings, site_user)
+    launcher = Launcher(settings, site_user, checkout=checkout)
+    launcher.make_places()
+    program = (
+        "import miehisto_web, os\n"
+        "print(miehisto_web.WORD, sorted(os.listdir('.')), os.statvfs('miehisto_web').f_flag & os.ST_RDONLY)"
+    )
+    done = launcher.run_python_as_user("-c", program)
+    assert done.stdout == "seen ['link', 'miehisto_web'] 1\n", done.stderr
+    assert list((settings.run_dir / "app").iterdir()) == []  # here nothing is mounted
+    (checkout / "miehisto_web" / "__init__.py").chmod(0o600)
+    with pytest.raises(CannotRun, match=r"cannot run the site from .*Permission denied"):
+        launcher.make_places()
+
+
+def test_listening_sockets_arrive_as_systemd_passes_them(launcher: Launcher, settings: Settings) -> None:
+    program = (
+        "import os, socket\n"
+        "assert os.environ['LISTEN_PID'] == str(os.getpid())\n"
+        "for fd in range(3, 3 + int(os.environ['LISTEN_FDS'])):\n"
+        "    print(socket.socket(fileno=fd).getsockname())\n"
+    )
+    with sockets.listen_tcp(settings) as tcp, sockets.listen_unix(settings, launcher.account) as unix:
+        fds = (unix.fileno(), tcp.fileno())  # not in the order of their numbers
+        argv = launcher.wrap([sys.executable, "-c", program], as_user=False, listen=fds)
+        done = subprocess.run(argv, pass_fds=fds, capture_output=True, text=True, check=True)
+        assert done.stdout == f"{settings.run_dir}/.miehistod.new\n{tcp.getsockname()}\n"
+        path = settings.run_dir / "miehistod.sock"
+        assert (path.stat().st_uid, path.stat().st_gid) == (0, launcher.account.gid)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+
+
+def test_the_private_redis_answers_at_its_path(
+    launcher: Launcher, settings: Settings, site_user: Account
+) -> None:
+    async def work(supervisor: Supervisor) -> None:
+        part = supervisor.start(parts.redis_part(launcher))
+        while not await readiness.redis_answers(settings):
+            await asyncio.sleep(0.02)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(settings.run_dir / "redis.sock"))
+            client.sendall(b"PING\r\n")
+            assert client.recv(100) == b"+PONG\r\n"
+        assert Path(f"/proc/{part.pid}").stat().st_uid == site_user.uid
+
+    supervised(work)
+    assert [path.name for path in settings.redis_dir.iterdir()] == []
+
+
+# --- folders, lock, settings ------------------------------------------------------------------------------
+
+
+def test_folders_have_their_owners_and_modes(settings: Settings, site_user: Account) -> None:
+    for _ in range(2):
+        folders.make_folders(settings, site_user)
+        folders.make_secret_key(settings, site_user)
+    his = (site_user.uid, site_user.gid)
+    expected = {
+        settings.state_dir: (0, 0, 0o755),
+        settings.state_dir / "images": (0, 0, 0o700),
+        settings.state_dir / "services": (0, 0, 0o700),
+        settings.database_dir: (*his, 0o700),
+        settings.database_dir / "secret_key": (*his, 0o600),
+        settings.run_dir: (0, 0, 0o755),
+        settings.run_dir / "services": (0, 0, 0o700),
+        settings.log_dir: (0, site_user.gid, 0o750),
+    }
+    for path, wanted in expected.items():
+        found = path.stat()
+        assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == wanted, path
+
+
+def test_only_plain_files_of_its_own_are_given_to_the_sites_user(
+    settings: Settings, site_user: Account
+) -> None:
+    folders.make_folders(settings, site_user)
+    (settings.database_dir / "db.sqlite3").write_text("")
+    secret = settings.state_dir / "images" / "secret"
+    secret.write_text("")
+    (settings.database_dir / "hard").hardlink_to(secret)
+    (settings.database_dir / "soft").symlink_to(secret)
+    folders.make_folders(settings, site_user)
+    assert (settings.database_dir / "db.sqlite3").stat().st_uid == site_user.uid
+    assert secret.stat().st_uid == 0
+
+
+def test_folders_that_the_sites_user_cannot_reach_are_named(
+    open_dir: Path, settings: Settings, site_user: Account
+) -> None:
+    closed = open_dir / "closed"
+    closed.mkdir(mode=0o700)
+    with pytest.raises(CannotRun, match=r"user miehisto cannot enter .*/closed/state/database"):
+        folders.make_folders(replace(settings, state_dir=closed / "state"), site_user)
+
+
+def test_a_second_miehistod_is_told_who_holds_the_folder(settings: Settings) -> None:
+    with folders.take_lock(settings.run_dir):
+        done = subprocess.run(
+            [sys.executable, "-m", "miehistod.main"],
+            env={**os.environ, "MIEHISTO_RUN_DIR": str(settings.run_dir)},
+            cwd=CHECKOUT,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert (
+        f"miehistod is running already: process {os.getpid()} holds {settings.run_dir}/miehistod.lock"
+        in done.stderr
+    )
+
+
+def test_it_says_that_it_must_be_root(launcher: Launcher) -> None:
+    done = launcher.run_python_as_user("-m", "miehistod.main")
+    assert done.returncode == 1
+    assert done.stderr.startswith("miehistod: miehistod must run as root")
+
+
+def test_a_taken_address_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "PATIENCE", 0.0)
+    with sockets.listen_tcp(settings) as taken:
+        bind = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(CannotRun, match=f"cannot listen on {bind}: Address already in use"):
+            sockets.listen_tcp(replace(settings, bind=bind))
+
+
+@pytest.mark.parametrize("bind", ["14444", "localhost:", "localhost:x", ":80", "localhost:70000"])
+def test_a_bad_bind_address_is_refused(bind: str) -> None:
+    with pytest.raises(CannotRun, match="cannot listen on"):
+        read({"MIEHISTO_BIND": bind})
+
+
+def test_defaults_are_those_of_the_contract() -> None:
+    settings = read({})
+    assert (settings.run_dir, settings.bind, settings.user) == (
+        Path("/run/miehisto"),
+        "127.0.0.1:14444",
+        "miehisto",
+    )
+    assert settings.own_broker_url == "redis+socket:///run/miehisto/redis.sock"
+    assert read({"CELERY_BROKER_URL": settings.own_broker_url}).broker_url == ""
