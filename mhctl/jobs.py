@@ -178,7 +178,7 @@ def cancel_job(parsed: Parsed) -> None:
 
 
 def check(parsed: Parsed) -> None:
-    """`mhctl check`: one line a capability, exit code 1 when something is missing."""
+    """`mhctl check`: one line a capability, exit code 1 when a needed one is missing."""
     client = client_of(parsed)
     if parsed.options["no_wait"]:
         _print_queued(client.call("POST", "check"), parsed)
@@ -193,7 +193,7 @@ def check(parsed: Parsed) -> None:
         width = max((len(str(each.get("name"))) for each in checks), default=0)
         for each in checks:
             put(_check_line(each, width))
-    missing = [str(each.get("name")) for each in checks if not each.get("ok")]
+    missing = [str(each.get("name")) for each in checks if not each.get("ok") and each.get("needed", True)]
     if not checks:
         raise_unless_succeeded(job)
         raise MhctlError("the check's job names no checks", code="no_checks")

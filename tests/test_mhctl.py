@@ -238,13 +238,17 @@ def test_logs_are_passed_on_byte_by_byte_as_they_come(daemon: Daemon) -> None:
 def test_check_prints_each_line_and_fails_when_something_is_missing(daemon: Daemon) -> None:
     checks = [
         {"name": "criu", "ok": True, "detail": "4.2.1", "remedy": ""},
+        {"name": "nft", "ok": False, "detail": "", "remedy": "", "needed": False},
         {"name": "root", "ok": False, "detail": "uid 1000", "remedy": "run miehistod as root"},
     ]
     daemon.answer = lambda handler: handler.stream(
         {"job": job("failed", kind="check", result={"checks": checks})}
     )
     done = daemon.mhctl("check")
-    assert done.stdout == "criu ok      4.2.1\nroot missing uid 1000\n     remedy: run miehistod as root\n"
+    assert (
+        done.stdout
+        == "criu ok      4.2.1\nnft  missing\nroot missing uid 1000\n     remedy: run miehistod as root\n"
+    )
     assert (done.stderr, done.returncode) == ("mhctl: this host lacks: root\n", 1)
 
 
