@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pycriu.rpc_pb2 as rpc
 
-from worker import criu, manifest
+from worker import connections, criu, manifest
 from worker.errors import JobFailed
 from worker.explaining import explained
 from worker.supervision import Running
@@ -80,6 +80,8 @@ class Dump:
             raise self._failure()
         if not self.leave_running:
             self.tools.step("ending the dumped process")
+            run = connections.held_by(self.final)
+            connections.service_left(self.tools.paths, self.service_id, self.image_id, run)
             self.running.runmh.wait(self.tools.timeout)
             self.tools.paths.state(self.service_id).unlink(missing_ok=True)
         figures = criu.statistics(self.work)._asdict()

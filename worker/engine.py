@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from worker import locks, manifest, preflight, supervision
+from worker import connections, locks, manifest, preflight, supervision
 from worker.dumping import Dump, Dumped
 from worker.durable import write_json
 from worker.errors import JobFailed
@@ -75,6 +75,7 @@ class Engine:
             write_json(path, spec)
             self.paths.empty_root.mkdir(mode=0o700, exist_ok=True)
             running = supervision.launch(self.paths, "start", service_id, self.tools.tini, self.tools.timeout)
+            connections.service_runs(self.paths, service_id, "")
             self.step("watching it settle")
             if running.runmh.wait(self.tools.settle):
                 ended = self.ended(service_id)
@@ -133,7 +134,9 @@ class Engine:
             preflight.check_mounts(facts)
             self.paths.empty_root.mkdir(mode=0o700, exist_ok=True)
             self.step("restoring")
-            return restore(self.tools, service_id, image_id, facts, lock)
+            running = restore(self.tools, service_id, image_id, facts, lock)
+            connections.service_runs(self.paths, service_id, image_id)
+            return running
 
     def verified(self, image_id: str, *, digests: bool = True) -> dict[str, Any]:
         """Return the manifest of an image whose files are what was sealed.
@@ -151,13 +154,16 @@ class Engine:
     def delete_image(self, image_id: str) -> None:
         """Delete an image, and the firewall rules that kept its clients' connections for it."""
         self.step("deleting image")
-        manifest.remove(self.paths.image(image_id))
+        image = self.paths.image(image_id)
+        connections.release(connections.held_by(image))
+        manifest.remove(image)
 
     def delete_service(self, service_id: str) -> None:
         """Delete what a service that has ended left: its spec, its state, its log. Its images stay."""
         with self._alone(service_id):
             self._refuse_running(service_id)
             self.step("deleting service")
+            connections.service_runs(self.paths, service_id, "")
             shutil.rmtree(self.paths.spec(service_id).parent, ignore_errors=True)
             log = self.paths.log(service_id)
             for path in log.parent.glob(f"{log.name}*"):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pycriu.rpc_pb2 as rpc
 
-from worker import criu, supervision, warm
+from worker import connections, criu, supervision, warm
 from worker.errors import JobFailed
 from worker.explaining import explained
 from worker.runmh.main import LOG_FD
@@ -62,6 +62,10 @@ def restore(tools: Tools, service_id: str, image_id: str, facts: dict[str, Any],
             opts.root = str(tools.paths.empty_root)
             opts.rst_sibling = True
             opts.external.extend(criu.external_for_restore(facts["mounts"]))
+            # Connections that have moved on since would only hang at both ends.
+            if connections.are_stale(tools.paths, service_id, image_id):
+                opts.tcp_established = False
+                opts.tcp_close = True
             opts.inherit_fd.add(key=f"pipe:[{facts['pipe']}]", fd=LOG_FD)
             answer = call.converse(request, timeout=tools.timeout)
     except JobFailed as failure:

@@ -1,4 +1,4 @@
-"""What a node works with: its folders, its programs, its patience. Knows nothing of what is done with them."""
+"""What a node works with: its folders, its programs, its patience. Knows nothing of what they are for."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Tools(NamedTuple):
     warm: int = -1
 
     def work_folder(self, service_id: str) -> Path:
-        """Return the folder for CRIU's log and figures of the call that begins now, without those of the last."""
+        """Return the folder for the log and figures of the next call, without those of the last."""
         folder = self.paths.runtime(service_id) / "criu"
         folder.mkdir(mode=0o700, exist_ok=True)
         for name in ("dump.log", "restore.log", "stats-dump", "stats-restore"):

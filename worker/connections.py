@@ -1,0 +1,79 @@
+"""What becomes of a service's TCP connections while it is away. Knows nothing of dumping and restoring.
+
+A dump that ends its service leaves a firewall table of CRIU's that drops the packets of its connections, so
+that no client is told that the server is gone; the restore of that image takes it away. Connections can be
+picked up again once, by the image that was the service's present: after a start, or a restore of another
+image, they have moved on. So each service has a file that says which image is its present, if any.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+from pathlib import Path
+
+from worker import criu
+from worker.durable import write_json
+from worker.paths import Paths
+
+log = logging.getLogger(__name__)
+
+
+def held_by(image: Path) -> str:
+    """Return the name of the CRIU run that holds the connections in an image; empty if there are none."""
+    if not any(image.glob("tcp-stream-*.img")):
+        return ""
+    inventory = criu.entries(image / "inventory.img")
+    return str(inventory[0].get("dump_criu_run_id", "")) if inventory else ""
+
+
+def are_stale(paths: Paths, service_id: str, image_id: str) -> bool:
+    """Tell whether the service has run on since this image was made, so that its connections have, too.
+
+    An image that came from elsewhere, to a node that knows nothing of its service, is not stale.
+    """
+    present = _read(paths, service_id)
+    return bool(present) and present.get("image") != image_id
+
+
+def service_left(paths: Paths, service_id: str, image_id: str, run: str) -> None:
+    """Note that the service is now this image, whose connections the CRIU run `run` holds."""
+    write_json(_path(paths, service_id), {"image": image_id, "run": run})
+
+
+def service_runs(paths: Paths, service_id: str, image_id: str) -> None:
+    """Note that the service runs, from this image or (empty) a start; connections of another are let go."""
+    present = _read(paths, service_id)
+    if present.get("image") and present["image"] != image_id:
+        release(str(present.get("run", "")))
+    write_json(_path(paths, service_id), {"image": "", "run": ""}, durable=False)
+
+
+def release(run: str) -> None:
+    """Let go of the connections that a CRIU run holds; nothing happens if it holds none."""
+    if not run:
+        return
+    try:
+        listed = subprocess.run(
+            ["nft", "list", "tables"], capture_output=True, text=True, timeout=30, check=True
+        )
+        for line in listed.stdout.splitlines():
+            # CRIU cuts the run's name to the length that nft allows.
+            family, name = line.split()[1:3]
+            if name.startswith("CRIU-") and run.startswith(name.removeprefix("CRIU-")):
+                subprocess.run(["nft", "delete", "table", family, name], timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("the firewall table of CRIU's run %s may be left: %s", run, error)
+
+
+def _path(paths: Paths, service_id: str) -> Path:
+    return paths.spec(service_id).with_name("present.json")
+
+
+def _read(paths: Paths, service_id: str) -> dict[str, str]:
+    try:
+        present: dict[str, str] = json.loads(_path(paths, service_id).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return present
