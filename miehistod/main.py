@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,12 +43,14 @@ class Prepared:
         password: the file with the first admin's password; it may not exist.
         redis: None when the broker is somebody else's.
         others: what needs a broker.
+        listeners: held open here, so that a new gunicorn finds the connections that an old one left waiting.
     """
 
     settings: Settings
     password: Path
     redis: PartSpec | None
     others: list[PartSpec]
+    listeners: list[socket.socket]
 
 
 def prepare(settings: Settings) -> Prepared:
@@ -76,7 +79,7 @@ def prepare(settings: Settings) -> Prepared:
         parts.scheduler_part(launcher),
         parts.site_part(launcher, listeners),
     ]
-    return Prepared(settings, password, redis, others)
+    return Prepared(settings, password, redis, others, listeners)
 
 
 async def bring_up(node: Prepared, supervisor: Supervisor) -> None:

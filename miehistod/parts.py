@@ -11,6 +11,9 @@ from miehistod.errors import CannotRun
 from miehistod.launch import Launcher
 from miehistod.supervisor import PartSpec
 
+CELERY = ("-m", "celery", "--quiet", "-A", "miehisto_web.celery")
+# CRIU wants root and the queue carries nothing but ids as JSON, so Celery's warning would only alarm people.
+QUIET_ROOT = ("-W", "ignore:You're running the worker with superuser privileges")
 SITE_PROCESSES = 2
 # Jobs of one node that run at once. They mostly wait (for the disk, for CRIU), so more than there are cores.
 WORKER_PROCESSES = max(4, min(8, 2 * (os.cpu_count() or 1)))
@@ -32,6 +35,7 @@ def redis_part(launcher: Launcher) -> PartSpec:
     folder = launcher.settings.redis_dir
     argv = [program, "--port", "0", "--unixsocket", str(folder / "redis.sock"), "--unixsocketperm", "660"]
     argv += ["--save", "", "--appendonly", "no", "--dir", str(folder), "--daemonize", "no", "--pidfile", ""]
+    argv += ["--loglevel", "warning"]
     return PartSpec(
         name="redis",
         argv=launcher.wrap(argv, as_user=True),
@@ -43,7 +47,7 @@ def redis_part(launcher: Launcher) -> PartSpec:
 def worker_part(launcher: Launcher) -> PartSpec:
     """The Celery worker, as root: CRIU needs it."""
     node = launcher.settings.node
-    argv = [launcher.python_for(as_user=False), "-m", "celery", "-A", "miehisto_web.celery", "worker"]
+    argv = [launcher.python_for(as_user=False), *QUIET_ROOT, *CELERY, "worker"]
     argv += [
         "-Q",
         f"node.{node}",
@@ -62,7 +66,7 @@ def worker_part(launcher: Launcher) -> PartSpec:
 
 def scheduler_part(launcher: Launcher) -> PartSpec:
     """Celery's beat, with its table in the database."""
-    argv = [launcher.python_for(as_user=True), "-m", "celery", "-A", "miehisto_web.celery", "beat"]
+    argv = [launcher.python_for(as_user=True), *CELERY, "beat"]
     argv += ["-S", "django", "--loglevel", "INFO"]
     env = launcher.environment(as_user=True)
     return PartSpec(name="scheduler", argv=launcher.wrap(argv, as_user=True), env=env)

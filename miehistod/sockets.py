@@ -45,15 +45,17 @@ def listen_unix(settings: Settings, account: Account) -> socket.socket:
         CannotRun: the path is too long for a socket, or cannot be made.
     """
     path = settings.run_dir / "miehistod.sock"
-    fresh = path.with_name(".miehistod.new")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        fresh.unlink(missing_ok=True)
-        listener.bind(str(fresh))
-        os.chown(fresh, 0, account.gid)
-        fresh.chmod(0o660)
+        path.unlink(missing_ok=True)  # our lock says that nobody listens there
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(mask)
+        os.chown(path, 0, account.gid)
+        path.chmod(0o660)
         listener.listen(BACKLOG)
-        fresh.rename(path)
     except OSError as error:
         listener.close()
         raise CannotRun(f"cannot listen on {path}: {error.strerror or error}") from error

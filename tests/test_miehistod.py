@@ -266,7 +266,7 @@ def test_listening_sockets_arrive_as_systemd_passes_them(launcher: Launcher, set
         fds = (unix.fileno(), tcp.fileno())  # not in the order of their numbers
         argv = launcher.wrap([sys.executable, "-c", program], as_user=False, listen=fds)
         done = subprocess.run(argv, pass_fds=fds, capture_output=True, text=True, check=True)
-        assert done.stdout == f"{settings.run_dir}/.miehistod.new\n{tcp.getsockname()}\n"
+        assert done.stdout == f"{settings.run_dir}/miehistod.sock\n{tcp.getsockname()}\n"
         path = settings.run_dir / "miehistod.sock"
         assert (path.stat().st_uid, path.stat().st_gid) == (0, launcher.account.gid)
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
