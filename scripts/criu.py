@@ -57,7 +57,7 @@ def find_criu(prefix: Path, codename: str, probe: Probe) -> Criu:
     """
     refused: list[str] = []
     for candidate in _candidates(prefix, codename, refused):
-        name = str(candidate)
+        name, pycriu = str(candidate), None
         try:
             version = criu_version(candidate)
             name = f"{candidate} ({version})"
@@ -66,10 +66,12 @@ def find_criu(prefix: Path, codename: str, probe: Probe) -> Criu:
             reason = probe(candidate, pycriu)
         except SetupError as error:
             reason = str(error)
-        if not reason:
+        if not reason and pycriu is not None:
             _forget_kernel_probe()
             _point(prefix / "bin/criu", candidate)
             return Criu(candidate, pycriu, version)
+        if pycriu is not None and pycriu.parent == prefix and pycriu.name.startswith("pycriu-"):
+            shutil.rmtree(pycriu)
         refused.append(f"{name}: {reason}")
         say(f"  refused     {name}: {reason}")
     listed = "".join(f"\n  {line}" for line in refused)
@@ -121,7 +123,9 @@ def _fetch_criu(prefix: Path, codename: str, suite: str) -> Path:
             f"/etc/apt names no Debian mirror for {codename}/main, so its other suites can't be read."
         )
     say(f"  fetching    criu from the suite {suite}")
-    prefix.mkdir(parents=True, exist_ok=True)
+    for leftover in prefix.glob(".fetch-*"):
+        # Of a set-up that was killed; no other one runs now, setup_host.py holds a lock.
+        shutil.rmtree(leftover)
     # Beside the goal, so that the last step is a rename: an interrupted set-up leaves nothing half done.
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=prefix) as folder:
         root = fetch_packages(source, ["criu", "python3-pycriu"], Path(folder))

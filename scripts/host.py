@@ -107,7 +107,8 @@ def install_packages(names: Iterable[str]) -> list[str]:
             run(
                 ["apt-get", "install", "-q", "-y", "--no-install-recommends", *missing],
                 env={"DEBIAN_FRONTEND": "noninteractive"},
-                otherwise=f"apt cannot install {listed}: run `apt-get install {listed}` to see why.",
+                otherwise=f"apt cannot install {listed}: check that the mirror can be reached "
+                f"(`apt-get update`), then run `apt-get install {listed}`.",
             )
         for daemon in (daemon for name in missing for daemon in _DAEMONS.get(name, ())):
             _keep_from_boot(daemon)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from scripts.command import SetupError, digest, run, say
@@ -35,15 +38,16 @@ class Setup:
         self.venv = ROOT / ".venv"
         self.prefix = Path(os.environ.get("MIEHISTO_PREFIX", DEFAULT_PREFIX)).absolute()
         self.user = os.environ.get("MIEHISTO_USER", "miehisto")
-        self.codename = ""
 
-    def run(self) -> None:
+    def run(self, codename: str) -> None:
         """Do every step.
 
+        Args:
+            codename: of the host's release, for example "bookworm".
         Raises:
             SetupError: the first part that is missing and can't be got.
         """
-        self.codename = check_host()
+        self.codename = codename
         names = [*RUNTIME_PACKAGES, *(TEST_PACKAGES if self.dev else ())]
         added = install_packages(names)
         _tell("packages", f"installed {' '.join(added)}" if added else "all there")
@@ -114,6 +118,19 @@ def _tell(step: str, text: str) -> None:
     say(f"{step:<10}  {text}")
 
 
+@contextmanager
+def _alone(prefix: Path) -> Iterator[None]:
+    """Wait until no other set-up, of another checkout perhaps, works below the same prefix."""
+    prefix.mkdir(parents=True, exist_ok=True)
+    with (prefix / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting     for another set-up to end")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def main() -> int:
     """Set up this host; the exit status is 0, or 1 after a sentence that names the missing part."""
     parser = argparse.ArgumentParser(
@@ -123,7 +140,10 @@ def main() -> int:
     options = parser.parse_args()
     start = time.monotonic()
     try:
-        Setup(dev=options.dev).run()
+        setup = Setup(dev=options.dev)
+        codename = check_host()
+        with _alone(setup.prefix):
+            setup.run(codename)
     except SetupError as error:
         say(f"set-up stopped: {error}")
         return 1
