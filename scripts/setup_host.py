@@ -101,12 +101,14 @@ class Setup:
     def _database(self) -> None:
         """Make the folders, the secret key and the tables; miehistod itself knows how."""
         state = os.environ.get("MIEHISTO_STATE_DIR", "/var/lib/miehisto")
+        # Another database, named by an address, is not looked at from here.
+        lost = "DATABASE_URL" not in os.environ and not Path(state, "database/db.sqlite3").exists()
         settings = [
             os.environ.get(name, "") for name in ("DATABASE_URL", "MIEHISTO_RUN_DIR", "MIEHISTO_LOG_DIR")
         ]
         migrations = sorted(ROOT.glob("*/migrations/*.py"))
         key = digest(state, *settings, ROOT / "requirements.txt", *migrations)
-        if self.stamps.fresh("database", key) and (Path(state) / "database").is_dir():
+        if self.stamps.fresh("database", key) and not lost:
             _tell("database", "is there")
             return
         run([self.venv / "bin/miehistod", "--prepare"], otherwise="Cannot prepare the database.", timeout=300)
