@@ -31,7 +31,12 @@ def database_from_url(url: str) -> dict[str, Any]:
         name = unquote(parts.path.removeprefix("/"))
         if not name:
             raise ImproperlyConfigured("DATABASE_URL: sqlite:///PATH needs a path")
-        return {"ENGINE": "django.db.backends.sqlite3", "NAME": name, "OPTIONS": dict(SQLITE_OPTIONS)}
+        return {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": name,
+            "OPTIONS": dict(SQLITE_OPTIONS),
+            "TEST": {"NAME": f"{name}.test"},
+        }
     if parts.scheme in {"postgres", "postgresql"}:
         return {
             "ENGINE": "django.db.backends.postgresql",

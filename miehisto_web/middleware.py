@@ -78,7 +78,7 @@ class Front(_Async):
 
     async def __call__(self, request: HttpRequest) -> HttpResponseBase:
         response = await self._answer(request)
-        if not response.streaming and not response.has_header("Content-Length"):
+        if isinstance(response, HttpResponse) and not response.has_header("Content-Length"):
             response.headers["Content-Length"] = str(len(response.content))
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
         if "Content-Security-Policy" not in response.headers:

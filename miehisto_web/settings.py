@@ -12,15 +12,15 @@ from miehisto_web.environment import database_from_url, host_of_bind, newest_tin
 BASE_DIR = Path(__file__).resolve().parent.parent
 PRIVATE_PREFIX = Path("/opt/miehisto/bin")
 
-env = Env()
+env = Env()  # an empty text means the default
 
 # --- Miehistö -------------------------------------------------------------------------------------
-MIEHISTO_STATE_DIR = env.path("MIEHISTO_STATE_DIR", Path("/var/lib/miehisto"))
-MIEHISTO_RUN_DIR = env.path("MIEHISTO_RUN_DIR", Path("/run/miehisto"))
-MIEHISTO_LOG_DIR = env.path("MIEHISTO_LOG_DIR", Path("/var/log/miehisto"))
-MIEHISTO_BIND = env.str("MIEHISTO_BIND", "127.0.0.1:14444")
+MIEHISTO_STATE_DIR = Path(env.str("MIEHISTO_STATE_DIR", "") or "/var/lib/miehisto").absolute()
+MIEHISTO_RUN_DIR = Path(env.str("MIEHISTO_RUN_DIR", "") or "/run/miehisto").absolute()
+MIEHISTO_LOG_DIR = Path(env.str("MIEHISTO_LOG_DIR", "") or "/var/log/miehisto").absolute()
+MIEHISTO_BIND = env.str("MIEHISTO_BIND", "") or "127.0.0.1:14444"
 MIEHISTO_NODE = env.str("MIEHISTO_NODE", "") or socket.gethostname()
-MIEHISTO_USER = env.str("MIEHISTO_USER", "miehisto")
+MIEHISTO_USER = env.str("MIEHISTO_USER", "") or "miehisto"
 MIEHISTO_START_SETTLE = env.float("MIEHISTO_START_SETTLE", 0.5)
 MIEHISTO_JOB_TIMEOUT = env.float("MIEHISTO_JOB_TIMEOUT", 600.0)
 _private_criu = PRIVATE_PREFIX / "criu"
@@ -87,7 +87,7 @@ TEMPLATES: list[dict[str, Any]] = [
 
 DATABASES = {
     "default": database_from_url(
-        env.str("DATABASE_URL", f"sqlite:///{MIEHISTO_STATE_DIR / 'database' / 'db.sqlite3'}")
+        env.str("DATABASE_URL", "") or f"sqlite:///{MIEHISTO_STATE_DIR / 'database' / 'db.sqlite3'}"
     ),
 }
 DATABASES["default"]["CONN_MAX_AGE"] = 600
@@ -133,7 +133,7 @@ if HTTPS:
     SECURE_HSTS_SECONDS = 31_536_000
 
 # --- Celery ---------------------------------------------------------------------------------------
-CELERY_BROKER_URL = env.str("CELERY_BROKER_URL", f"redis+socket://{MIEHISTO_RUN_DIR / 'redis.sock'}")
+CELERY_BROKER_URL = env.str("CELERY_BROKER_URL", "") or f"redis+socket://{MIEHISTO_RUN_DIR / 'redis.sock'}"
 CELERY_TASK_SERIALIZER = "json"
 CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_IGNORE_RESULT = True

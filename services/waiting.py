@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from services import bell
 from services.models import Job, JobEvent
 from services.presenting import event_object, job_object
-from services.states import ACTIVE_JOB, JobState
+from services.states import ENDED_JOB, JobState
 from services.threads import in_thread
 
 LONGEST = 3600  # seconds
@@ -44,14 +44,14 @@ async def events(job: Job, seconds: float) -> AsyncIterator[JobEvent | None]:
     for event in job.known_events or []:
         last = event.pk
         yield event
-        if JobState(event.status) not in ACTIVE_JOB:
+        if JobState(event.status) in ENDED_JOB:
             return
     async for _ in _wakes(job.pk, deadline):
         fresh = await in_thread(_new_events, job.pk, last)
         for event in fresh:
             last = event.pk
             yield event
-            if JobState(event.status) not in ACTIVE_JOB:
+            if JobState(event.status) in ENDED_JOB:
                 return
         if not fresh:
             yield None

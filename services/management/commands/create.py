@@ -1,0 +1,49 @@
+"""manage.py create: make a service and start it, from the server's own shell."""
+
+import argparse
+from typing import Any
+
+from django.core.management.base import CommandParser
+
+from services import operations
+from services.models import Node
+from services.problems import bad_input
+from services.shell import JobCommand, me
+
+
+class Command(JobCommand):
+    help = "Make a service and start it; prints its id."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        super().add_arguments(parser)
+        parser.add_argument("-u", "--user", default="root", metavar="USER[:GROUP]")
+        parser.add_argument("-C", "--cwd", default="/", metavar="DIR")
+        parser.add_argument("-e", "--env", action="append", default=[], metavar="K=V")
+        parser.add_argument("-b", "--bind", action="append", default=[], metavar="SRC:DST[:ro]")
+        parser.add_argument("--name", default="")
+        parser.add_argument("command", nargs=argparse.REMAINDER, metavar="[--] CMD ARG...")
+
+    def work(self, **options: Any) -> None:
+        command = options["command"]
+        user, _, group = options["user"].partition(":")
+        job = operations.request_create(
+            node=Node.objects.local(),
+            # Only the first "--" is ours; one further on belongs to the command.
+            argv=command[1:] if command[:1] == ["--"] else command,
+            user=user,
+            group=group,
+            cwd=options["cwd"],
+            env=dict(_pair(item) for item in options["env"]),
+            name=options["name"],
+            binds=options["bind"],
+            actor=me(),
+            source="manage",
+        )
+        self.run_job(job, wait=not options["no_wait"], result=lambda ended: ended.service_ref)
+
+
+def _pair(item: str) -> tuple[str, str]:
+    key, equals, value = item.partition("=")
+    if not equals:
+        raise bad_input(f"-e needs K=V, not {item!r}")
+    return key, value
