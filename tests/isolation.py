@@ -82,7 +82,7 @@ def _read(path: Path) -> bytes:
 def _own_processes() -> Iterator[tuple[int, str]]:
     """Yield (PID, command line) of the processes that this run started.
 
-    They carry the run's mark in their environment. A service has an environment of its own: it is known by
+    They carry the run's mark in their environment, or, as a supervisor, its folder in their command line. A service has an environment of its own: it is known by
     its PID namespace, and it counts here when its supervisor is gone or carries the mark.
     """
     mark = f"{MARK}={_RUN}".encode()
@@ -92,7 +92,7 @@ def _own_processes() -> Iterator[tuple[int, str]]:
         words = _read(folder / "cmdline").replace(b"\0", b" ").decode(errors="replace").strip()
         if pid == os.getpid() or not words:
             continue
-        if mark in _read(folder / "environ").split(b"\0"):
+        if mark in _read(folder / "environ").split(b"\0") or str(FOLDER) in words:
             yield pid, words
             continue
         try:

@@ -1,0 +1,48 @@
+"""The main job, end to end: by mhctl, through the site, the queue and the worker, with real CRIU."""
+
+from __future__ import annotations
+
+import re
+import urllib.request
+
+from tests.stack import Stack, eventually, free_port
+
+
+def page(port: int) -> bytes:
+    """Fetch what the http.server serves."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/hostname", timeout=5) as answer:
+        return bytes(answer.read())
+
+
+def test_the_walk_through(stack: Stack) -> None:
+    """The README's example, line by line."""
+    port = free_port()
+    service = stack.create("python3", "-m", "http.server", str(port), "-d", "/etc")
+    assert re.fullmatch(r"[0-9a-f]{32}", service)
+    content = eventually(lambda: page(port))
+
+    heading, row = stack.mhctl("service", "list").out.splitlines()
+    assert heading.split() == ["OBJECT_ID", "PID", "PPID", "ARGS"]
+    listed, pid, ppid, arguments = row.split(maxsplit=3)
+    assert (listed, arguments) == (service, f"python3 -m http.server {port} -d /etc")
+
+    folder = stack.mhctl("service", "dump", "-t", pid).out.strip()
+    assert folder.startswith(f"{stack.folder}/state/images/")
+    assert stack.mhctl("service", "list").out.splitlines() == [heading]
+    assert service in stack.mhctl("service", "list", "--all").out
+    try:
+        page(port)
+        raise AssertionError("the dumped server still answers")
+    except OSError:
+        pass
+
+    image = folder.rpartition("/")[2]
+    heading, row = stack.mhctl("image", "list").out.splitlines()
+    assert heading.split() == ["OBJECT_ID", "COMM", "PAGE_SIZE", "CTIME"]
+    assert re.fullmatch(rf"{image}\s+python3\s+\d+\.\d\dMiB\s+\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d \+0000", row)
+
+    assert stack.mhctl("service", "restore", "--from", image).out.strip() == image
+    assert page(port) == content
+    again = stack.mhctl("service", "list").out.splitlines()[1].split(maxsplit=3)
+    assert again[0] == service
+    assert (again[1], again[2]) != (pid, ppid)
