@@ -12,15 +12,29 @@ from miehistod.launch import Launcher
 ADMIN = "admin"
 
 
-def migrate(launcher: Launcher) -> None:
-    """Brings the database up to date, as the site's user, so that its files are his.
+# One process for both: most of their time goes into loading Django.
+PREPARE = """
+import django
+from django.core.management import call_command
+django.setup()
+call_command("migrate", interactive=False, verbosity=0)
+call_command("daemon_token")
+"""
+
+
+def prepare_database(launcher: Launcher) -> None:
+    """Brings the database up to date and writes a fresh token for root's mhctl to RUN_DIR/token.
+
+    Both as the site's user, so that the database's files are his.
 
     Raises:
-        CannotRun: it cannot be.
+        CannotRun: the database cannot be brought up to date, or the site gives no token.
     """
-    done = launcher.run_python_as_user("-m", "django", "migrate", "--noinput", "--verbosity", "0")
-    if done.returncode != 0:
-        raise CannotRun(f"cannot bring the database up to date:\n{_last_lines(done.stderr)}")
+    done = launcher.run_python_as_user("-c", PREPARE)
+    token = done.stdout.strip().rpartition("\n")[2]
+    if done.returncode != 0 or not token:
+        raise CannotRun(f"cannot prepare the database:\n{_last_lines(done.stderr or done.stdout)}")
+    write_private(launcher.settings.run_dir / "token", token + "\n")
 
 
 def make_admin(launcher: Launcher) -> Path:
@@ -52,19 +66,6 @@ def make_admin(launcher: Launcher) -> Path:
         if "already taken" not in done.stderr:  # else somebody made him, and knows his password
             raise CannotRun(f"cannot make the site's first user:\n{_last_lines(done.stderr)}")
     return path
-
-
-def make_token(launcher: Launcher) -> None:
-    """Writes a fresh token for root's mhctl to RUN_DIR/token.
-
-    Raises:
-        CannotRun: the site gives none.
-    """
-    done = launcher.run_python_as_user("-m", "django", "daemon_token")
-    token = done.stdout.strip()
-    if done.returncode != 0 or not token or "\n" in token:
-        raise CannotRun(f"cannot get a token for mhctl:\n{_last_lines(done.stderr or done.stdout)}")
-    write_private(launcher.settings.run_dir / "token", token + "\n")
 
 
 def _last_lines(text: str, count: int = 12) -> str:

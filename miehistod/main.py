@@ -70,9 +70,8 @@ def prepare(settings: Settings) -> Prepared:
     launcher = Launcher(settings, site_user)
     launcher.make_places()
     redis = None if settings.broker_url else parts.redis_part(launcher)
-    first_start.migrate(launcher)
+    first_start.prepare_database(launcher)
     password = first_start.make_admin(launcher)
-    first_start.make_token(launcher)
     listeners = [tcp, sockets.listen_unix(settings, site_user)]
     others = [
         parts.worker_part(launcher),

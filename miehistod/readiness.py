@@ -12,7 +12,7 @@ from mhctl.errors import ApiError, MhctlError
 from miehistod.settings import Settings
 
 PAUSE = 0.05  # seconds between two looks
-LONGEST_LOOK = 2.0  # seconds; a stop must not have to wait for longer
+LONGEST_LOOK = 5.0  # seconds; a stop must not have to wait for longer
 REPORT_EVERY = 20.0  # seconds
 
 
