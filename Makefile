@@ -31,7 +31,7 @@ lint:
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy .
-	$(PYTHON) manage.py makemigrations --check --dry-run
+	DATABASE_URL=sqlite:///:memory: $(PYTHON) manage.py makemigrations --check --dry-run
 
 # pytest runs last, so that its closing line closes the output.
 test: setup-dev

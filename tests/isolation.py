@@ -82,8 +82,9 @@ def _read(path: Path) -> bytes:
 def _own_processes() -> Iterator[tuple[int, str]]:
     """Yield (PID, command line) of the processes that this run started.
 
-    They carry the run's mark in their environment, or, as a supervisor, its folder in their command line. A service has an environment of its own: it is known by
-    its PID namespace, and it counts here when its supervisor is gone or carries the mark.
+    They carry the run's mark in their environment, or, as a supervisor, its folder in their command line. A
+    service has an environment of its own: it is known by its PID namespace, and it counts here when its
+    supervisor is gone or carries the mark.
     """
     mark = f"{MARK}={_RUN}".encode()
     here = os.stat("/proc/self/ns/pid").st_ino
