@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scripts.command import SetupError, digest, run, say
+from scripts.command import SetupError, digest, run, say, succeeds
 from scripts.criu import criu_version, find_criu, inputs_digest
-from scripts.host import RUNTIME_PACKAGES, TEST_PACKAGES, check_host, ensure_user, install_packages
+from scripts.host import RUNTIME_PACKAGES, TEST_PACKAGES, as_user, check_host, ensure_user, install_packages
 from scripts.python_env import (
     choose_interpreter,
     ensure_venv,
@@ -53,8 +53,7 @@ class Setup:
         _tell("packages", f"installed {' '.join(added)}" if added else "all there")
         _tell("user", f"{self.user} {'created' if ensure_user(self.user) else 'is there'}")
         self._python()
-        os.environ.setdefault("MIEHISTO_TINI", str(ensure_tini(self.prefix)))
-        _tell("tini", os.environ["MIEHISTO_TINI"])
+        self._tini()
         criu = self._criu()
         _tell("criu", criu)
         if self.prefix != DEFAULT_PREFIX:
@@ -73,6 +72,15 @@ class Setup:
             "python",
             f"{interpreter}, .venv {'made' if created else 'brought up to date' if changed else 'is there'}",
         )
+
+    def _tini(self) -> None:
+        tini = os.environ.setdefault("MIEHISTO_TINI", str(ensure_tini(self.prefix)))
+        if not succeeds(as_user(self.user, [tini, "--version"])):
+            # Services run it as whatever user they have.
+            raise SetupError(
+                f"The user {self.user} cannot run {tini}: open the folders above it (chmod o+x)."
+            )
+        _tell("tini", tini)
 
     def _criu(self) -> str:
         """Return what to say of the CRIU in use; search only when what the choice hangs on has changed."""
