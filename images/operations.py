@@ -29,8 +29,8 @@ def request_restore(image: Image, *, actor: Actor, source: str) -> Job:
         if service is None:
             raise Problem(
                 "service_not_found",
-                f"the service of image {image} was deleted",
-                "manage.py rescan makes its row again from what is on the disk",
+                f"The service of image {image} was deleted.",
+                "Make its row again from what is on the disk (manage.py rescan).",
                 http_status=404,
                 details={"service": current.service_ref},
             )
@@ -66,7 +66,7 @@ def rename(image: Image, name: str, actor: Actor) -> Image:
             Image.objects.filter(pk=image.pk).update(name=name)
     except IntegrityError as taken:
         raise Problem(
-            "name_taken", f"another image is named {name!r}", "choose another name", details={"name": name}
+            "name_taken", f"Another image is named {name!r}.", "Choose another name.", details={"name": name}
         ) from taken
     image.name = name
     return image
@@ -158,7 +158,7 @@ def _require_unused(image: Image, kinds: set[JobKind]) -> None:
     if job:
         raise Problem(
             "image_in_use",
-            f"image {image} is used by an active job: {job.kind} {job.pk} ({job.status})",
-            f"wait for it: mhctl job wait {job.pk}",
+            f"Image {image} is used by an active job: {job.kind} {job.pk} ({job.status}).",
+            f"Wait for it (mhctl job wait {job.pk}).",
             details={"job": job.pk, "kind": job.kind},
         )

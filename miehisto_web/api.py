@@ -44,16 +44,22 @@ def on_invalid(_request: HttpRequest, invalid: ValidationError) -> HttpResponse:
 @api.exception_handler(HttpError)
 def on_http_error(_request: HttpRequest, error: HttpError) -> HttpResponse:
     if error.status_code == 400:
-        return problem_response(bad_input("the body is not JSON", "send one JSON object", http_status=400))
-    return problem_response(bad_input(str(error), http_status=error.status_code))
+        return problem_response(bad_input("The body is not JSON.", "Send one JSON object.", http_status=400))
+    return problem_response(
+        bad_input(
+            f"The request was refused: {str(error).rstrip('.')}.",
+            "See /api/v1/docs.",
+            http_status=error.status_code,
+        )
+    )
 
 
 @api.exception_handler(AuthenticationError)
 def on_stranger(_request: HttpRequest, _error: AuthenticationError) -> HttpResponse:
     response = problem_response(
         not_allowed(
-            "no valid token and no session",
-            "send Authorization: Bearer TOKEN; manage.py token --user NAME makes one",
+            "There is no valid token and no session.",
+            "Send Authorization: Bearer TOKEN; `manage.py token --user NAME` makes one.",
             http_status=401,
         )
     )
@@ -63,14 +69,26 @@ def on_stranger(_request: HttpRequest, _error: AuthenticationError) -> HttpRespo
 
 @api.exception_handler(Http404)
 def on_not_found(_request: HttpRequest, _error: Http404) -> HttpResponse:
-    return problem_response(Problem("not_found", "there is no such address", http_status=404))
+    return problem_response(
+        Problem(
+            "not_found",
+            "There is no such address.",
+            "See /api/v1/docs for the addresses.",
+            http_status=404,
+        )
+    )
 
 
 @api.exception_handler(Exception)
 def on_fault(request: HttpRequest, fault: Exception) -> HttpResponse:
     log.error("%s %s: %s", request.method, request.path, fault, exc_info=fault)
     return problem_response(
-        Problem("internal_error", "a fault in Miehistö", "the site's log has the traceback", http_status=500)
+        Problem(
+            "internal_error",
+            "Miehistö has a fault.",
+            "Report it with the traceback, which is in the site's log.",
+            http_status=500,
+        )
     )
 
 
@@ -82,8 +100,12 @@ def _sentence(errors: list[dict[str, Any]]) -> Problem:
     field = ".".join(where[2:] if where[:1] == ["body"] else where[1:])
     complaint = str(first.get("msg", "cannot be used"))
     if first.get("type") == "extra_forbidden":
-        return bad_input(f"unknown field {field[:80]!r}", "the API's page lists the fields", field=field[:80])
+        return bad_input(
+            f"There is no field {field[:80]!r}.", "See /api/v1/docs for the fields.", field=field[:80]
+        )
+    what = f"The field {field[:80]}" if field else "The body"
+    remedy = "See /api/v1/docs for what is expected."
     if first.get("type") == "missing":
-        return bad_input(f"{field or 'the body'} is missing", "", field=field)
-    what = complaint[:1].lower() + complaint[1:]
-    return bad_input(f"{field[:80] or 'the body'}: {what}", "", field=field[:80])
+        return bad_input(f"{what} is missing.", remedy, field=field[:80])
+    complaint = complaint[:1].lower() + complaint[1:].rstrip(".")
+    return bad_input(f"{what} cannot be used: {complaint}.", remedy, field=field[:80])

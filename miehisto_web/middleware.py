@@ -92,7 +92,12 @@ class Front(_Async):
         request.get_host()  # raises for a host that isn't ours, as CommonMiddleware does for pages
         if not _read_body(request):
             return _problem(
-                bad_input("the body is larger than 1 MiB", "send less", http_status=413), status=413
+                bad_input(
+                    "The body is larger than 1 MiB.",
+                    "Put long input into a file that the service reads.",
+                    http_status=413,
+                ),
+                status=413,
             )
         response = await self.get_response(request)
         if response.status_code >= 400 and "json" not in response.headers.get("Content-Type", ""):
@@ -114,11 +119,17 @@ def _read_body(request: HttpRequest) -> bool:
 
 def _for_status(status: int) -> Problem:
     sentences = {
-        404: ("not_found", "there is no such address", "/api/v1/docs lists the addresses"),
-        405: ("bad_input", "this address doesn't know this method", "/api/v1/docs lists the methods"),
-        500: ("internal_error", "a fault in Miehistö", "the site's log has the traceback"),
+        404: ("not_found", "There is no such address.", "See /api/v1/docs for the addresses."),
+        405: ("bad_input", "This address does not know this method.", "See /api/v1/docs for the methods."),
+        500: (
+            "internal_error",
+            "Miehistö has a fault.",
+            "Report it with the traceback, which is in the site's log.",
+        ),
     }
-    code, message, remedy = sentences.get(status, ("bad_input", f"the request was refused ({status})", ""))
+    code, message, remedy = sentences.get(
+        status, ("bad_input", f"The request was refused ({status}).", "See /api/v1/docs.")
+    )
     return Problem(code, message, remedy, http_status=status)
 
 

@@ -23,6 +23,6 @@ def require_operator(actor: Actor) -> None:
     if isinstance(actor, PermissionsMixin | AnonymousUser) and actor.is_active and actor.has_perm(PERMISSION):
         return
     raise not_allowed(
-        f"{name_of(actor) or 'nobody'} may look but not change anything",
-        f"an administrator can grant the permission {PERMISSION!r}",
+        f"User {name_of(actor) or 'nobody'} may look but not change anything.",
+        f"Ask an administrator for the permission {PERMISSION!r}.",
     )

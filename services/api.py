@@ -170,7 +170,9 @@ async def list_jobs(
 ) -> HttpResponse:
     """List the newest jobs, without their events."""
     if status and status not in set(JobState):
-        raise bad_input(f"no job is ever {status!r}", "one of: " + ", ".join(JobState), field="status")
+        raise bad_input(
+            f"No job is ever {status[:80]!r}.", f"Use one of {', '.join(JobState)}.", field="status"
+        )
 
     def read() -> list[dict[str, Any]]:
         jobs = Job.objects.select_related("service", "node")

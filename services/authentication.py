@@ -70,7 +70,9 @@ class TokenOrSession(HttpBearer):
         if not user.is_authenticated:
             return None
         if check_csrf(request) is not None:
-            raise not_allowed("the CSRF token is missing or wrong", "send the cookie's value as X-CSRFToken")
+            raise not_allowed(
+                "The CSRF token is missing or wrong.", "Send the cookie's value as X-CSRFToken."
+            )
         return user
 
     async def authenticate(self, request: HttpRequest, token: str) -> Any:  # noqa: ARG002 (ninja's)

@@ -19,13 +19,15 @@ def find_service(reference: str, *, shown: bool = False) -> Service:
         return services.by_reference(reference)
     digits = reference.removeprefix(PID)
     if not (digits.isascii() and digits.isdigit() and 0 < int(digits[:10]) <= MOST_PID):
-        raise bad_input(f"{digits[:80]!r} is no process id")
+        raise bad_input(
+            f"The text {digits[:80]!r} is no process id.", "Take a PID that `mhctl service list` shows."
+        )
     found = services.filter(pid=int(digits), node__name=settings.MIEHISTO_NODE).first()
     if found is None:
         raise Problem(
             "service_not_found",
-            f"no service has the process {digits}",
-            "mhctl service list shows each service's process",
+            f"No service has the process {digits}.",
+            "See `mhctl service list` for each service's process.",
             http_status=404,
         )
     return found

@@ -116,7 +116,9 @@ def request_delete_service(
     stop = validation.flag(stop, "stop")
     if service.has_process and not stop:
         require_operator(actor)
-        raise _service_running(service, "stop it first, or delete it with the option to stop it")
+        raise _service_running(
+            service, "Stop it first, or delete it with the option to stop it (mhctl service delete --stop)."
+        )
     return _request(
         JobKind.DELETE_SERVICE, service, actor=actor, source=source, options={"stop": stop, **_grace(grace)}
     )
@@ -141,7 +143,8 @@ def cancel(job: Job, actor: Actor) -> Job:
             job.refresh_from_db()
             raise Problem(
                 "not_cancellable",
-                f"job {job.pk} is {job.status}; only a queued job can be cancelled",
+                f"Job {job.pk} is {job.status}; only a queued job can be cancelled.",
+                "Wait for its end if it runs; one that has ended needs nothing.",
                 details={"status": job.status},
             )
         text = f"cancelled by {name_of(actor)}"
@@ -181,11 +184,13 @@ def require_state(service: Service, kind: JobKind) -> None:
     if service.state in KINDS[kind].allowed:
         return
     if has_process(service.state):
-        raise _service_running(service, "stop it first" if kind is JobKind.RESTORE else "")
+        raise _service_running(service, "Dump or stop it first.")
     raise Problem(
         "service_not_running",
-        f"service {service} is {service.status}, not running",
-        "start it first" if kind is not JobKind.STOP else "",
+        f"Service {service} is {service.status}, not running.",
+        "Start it first (mhctl service start), or restore an image of it."
+        if kind is not JobKind.STOP
+        else "Nothing is left to be stopped.",
         details={"service": service.pk, "status": service.status},
     )
 
@@ -267,11 +272,11 @@ def _job_active(service: Service) -> Problem:
     job = Job.objects.active().filter(service=service).first()
     if job is None:
         # It ended between the clash and this look.
-        return Problem("job_active", f"service {service} had an active job a moment ago", "ask again")
+        return Problem("job_active", f"Service {service} had an active job a moment ago.", "Ask again.")
     return Problem(
         "job_active",
-        f"service {service} has an active job: {job.kind} {job.pk} ({job.status})",
-        f"wait for it (mhctl job wait {job.pk}), or cancel it while it is queued",
+        f"Service {service} has an active job: {job.kind} {job.pk} ({job.status}).",
+        f"Wait for it (mhctl job wait {job.pk}), or cancel it while it is queued.",
         details={"job": job.pk, "kind": job.kind, "status": job.status},
     )
 
@@ -279,7 +284,7 @@ def _job_active(service: Service) -> Problem:
 def _service_running(service: Service, remedy: str) -> Problem:
     return Problem(
         "service_running",
-        f"service {service} is {service.status}",
+        f"Service {service} is {service.status}.",
         remedy,
         details={"service": service.pk, "status": service.status},
     )
@@ -287,7 +292,7 @@ def _service_running(service: Service, remedy: str) -> Problem:
 
 def _name_taken(noun: str, name: str) -> Problem:
     return Problem(
-        "name_taken", f"another {noun} is named {name!r}", "choose another name", details={"name": name}
+        "name_taken", f"Another {noun} is named {name!r}.", "Choose another name.", details={"name": name}
     )
 
 

@@ -18,7 +18,7 @@ def ask(request: HttpRequest, back: str, operation: Callable[[], Job]) -> HttpRe
     try:
         job = operation()
     except Problem as problem:
-        messages.error(request, f"{problem.message}. {problem.remedy}".rstrip(". ") + ".")
+        messages.error(request, f"{problem.message} {problem.remedy}".rstrip())
         return redirect(back)
     return redirect("services:job", job.pk)
 

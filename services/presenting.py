@@ -9,7 +9,7 @@ from django.urls import reverse
 from services.models import Job, JobEvent, Node, Service
 from services.states import JobState
 
-NOT_SENT = "the queue is down: the job waits and is sent as soon as it is up again"
+NOT_SENT = "The queue is down: the job waits and is sent as soon as it is up again."
 
 
 def moment(at: datetime | None) -> str | None:

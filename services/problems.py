@@ -7,8 +7,8 @@ class Problem(Exception):
     """An expected refusal or failure; nothing was changed when one is raised.
 
     code: one of the words of the API's documentation, for programs.
-    message: one sentence that says what is wrong.
-    remedy: what to do about it, "" when there is nothing to say.
+    message: one sentence that says what is wrong, from its capital letter to its full stop.
+    remedy: another that says what to do about it.
     http_status: the answer of the API.
     details: more for programs, e.g. the job in the way.
     """

@@ -48,7 +48,14 @@ def claim(job_id: str, *, worker: str) -> Job | None:
         refusal = _refusal(job)
         if refusal:
             code, message = refusal
-            fail(job, code=code, message=message, remedy="ask again", lines=[], service_state=None)
+            fail(
+                job,
+                code=code,
+                message=message,
+                remedy="See how it is now (mhctl service show), then ask again.",
+                lines=[],
+                service_state=None,
+            )
             return None
         service = job.service
         if service:
@@ -67,11 +74,11 @@ def _refusal(job: Job) -> tuple[str, str] | None:
         return None
     service = job.service
     if service is None:
-        return "service_not_found", "the service was deleted meanwhile"
+        return "service_not_found", "The service was deleted meanwhile."
     if service.state in allowed:
         return None
     code = "service_running" if has_process(service.state) else "service_not_running"
-    return code, f"the service is {service.status} by now"
+    return code, f"The service is {service.status} by now."
 
 
 def enter_step(job: Job, step: str) -> None:
@@ -166,8 +173,8 @@ def error(job: Job, traceback: str, service_state: ServiceState | None = None) -
     last_line = traceback.strip().rpartition("\n")[2]
     fields = {
         "error_code": "internal_error",
-        "error_message": f"a fault in Miehistö: {last_line}",
-        "error_remedy": "report it with the traceback",
+        "error_message": f"Miehistö has a fault: {last_line.rstrip('.')}.",
+        "error_remedy": "Report it with the traceback, which is in the worker's log.",
         "traceback": traceback,
     }
     _end(job, JobState.ERRORED, fields, _settle_as(job, service_state, {}, ""), text=last_line)
@@ -188,7 +195,7 @@ def lose(
     fields = {
         "error_code": "worker_lost",
         "error_message": message,
-        "error_remedy": "look at the service's state, then ask again",
+        "error_remedy": "Look at the service's state (mhctl service show), then ask again.",
     }
     extras = {
         "pid": pid,

@@ -26,7 +26,12 @@ class ReferenceQuerySet(models.QuerySet[M]):
         """
         noun = self.model._meta.model_name or "row"
         if not reference or len(reference) > 255 or "\x00" in reference:
-            raise bad_input(f"{noun} must be named by an id, the beginning of one, or a name")
+            raise bad_input(
+                f"A {noun} must be named by an id, the beginning of one, or a name."
+                if self.name_field
+                else f"A {noun} must be named by an id or the beginning of one.",
+                _listing(noun),
+            )
         prefix = reference.lower()
         wanted = Q(pk=prefix)
         if self.name_field:
@@ -49,10 +54,12 @@ class ReferenceQuerySet(models.QuerySet[M]):
 
 def not_found(noun: str, reference: str) -> Problem:
     """Return the Problem for a reference that fits no row; `noun` is service, image or job."""
+    return Problem(f"{noun}_not_found", f"There is no {noun} {reference!r}.", _listing(noun), http_status=404)
+
+
+def _listing(noun: str) -> str:
     listing = "mhctl service list --all" if noun == "service" else f"mhctl {noun} list"
-    return Problem(
-        f"{noun}_not_found", f"no {noun} {reference!r}", f"{listing} shows what is there", http_status=404
-    )
+    return f"See `{listing}` for what is there."
 
 
 def _ambiguous(noun: str, reference: str, rows: list[Any], name_field: str) -> Problem:
@@ -66,7 +73,7 @@ def _ambiguous(noun: str, reference: str, rows: list[Any], name_field: str) -> P
     more = " and more" if len(rows) > LISTED else ""
     return Problem(
         "ambiguous_reference",
-        f"{reference!r} fits more than one {noun}: {listed}{more}",
-        "give more digits of the id",
+        f"The reference {reference!r} fits more than one {noun}: {listed}{more}.",
+        "Give more digits of the id.",
         details={"candidates": candidates},
     )

@@ -11,6 +11,7 @@ from django.core.management.base import BaseCommand, CommandParser
 
 from services import waiting
 from services.models import Job
+from services.presenting import NOT_SENT
 from services.problems import Problem
 from services.states import ENDED_JOB, JobState
 
@@ -60,15 +61,15 @@ class JobCommand(ShellCommand):
             self.stdout.write(job.pk)
             return
         if job.sent_at is None:
-            self.stderr.write("the queue is down: the job waits until it is up again")
+            self.stderr.write(NOT_SENT)
         try:
             asyncio.run(self._watch(job))
         except KeyboardInterrupt:
-            self.refuse(f"interrupted; job {job.pk} goes on", code=FAILED)
+            self.refuse(f"Interrupted; job {job.pk} goes on.", "See `manage.py jobs`.", code=FAILED)
         ended = waiting.load(job.pk)
         if ended.status != JobState.SUCCEEDED:
-            of_service = f" (service {ended.service_ref})" if ended.service_ref else ""
-            message = ended.error_message or f"the job was {ended.status}"
+            of_service = f" It was about service {ended.service_ref}." if ended.service_ref else ""
+            message = ended.error_message or f"The job was {ended.status}."
             self.refuse(message + of_service, ended.error_remedy, ended.error_lines, code=FAILED)
         self.stdout.write(result(ended))
 

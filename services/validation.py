@@ -11,6 +11,7 @@ MAX_PATH = 4096
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 LOOKS_LIKE_ID = re.compile(r"[0-9a-fA-F]{32}\Z")
 BIND_PARTS = (2, 3)
+SPELLING = "See /api/v1/docs for how it is spelled."
 
 
 def text(value: object, field: str, *, one_line: bool = True, limit: int = MAX_COMMAND_BYTES) -> str:
@@ -19,19 +20,25 @@ def text(value: object, field: str, *, one_line: bool = True, limit: int = MAX_C
     limit: the most bytes in UTF-8. one_line: refuse newlines.
     """
     if not isinstance(value, str):
-        raise bad_input(f"{field} must be text, not {type(value).__name__}", field=field)
+        raise bad_input(
+            f"The value of {field} must be text, not {type(value).__name__}.", SPELLING, field=field
+        )
     if "\x00" in value:
-        raise bad_input(f"{field} contains a NUL byte, which no program can be given", field=field)
+        raise bad_input(
+            f"The value of {field} contains a NUL byte, which no program can be given.",
+            "Leave it out, or put it into a file that the service reads.",
+            field=field,
+        )
     if one_line and ("\n" in value or "\r" in value):
-        raise bad_input(f"{field} contains a newline", field=field)
+        raise bad_input(f"The value of {field} contains a newline.", "Write it in one line.", field=field)
     try:
         size = len(value.encode())
     except UnicodeEncodeError:
-        raise bad_input(f"{field} is not valid UTF-8", field=field) from None
+        raise bad_input(f"The value of {field} is not valid UTF-8.", "Encode it so.", field=field) from None
     if size > limit:
         raise bad_input(
-            f"{field} is {size} bytes long, more than the {limit} allowed",
-            "put long input into a file that the service reads",
+            f"The value of {field} is {size} bytes long, more than the {limit} allowed.",
+            "Put long input into a file that the service reads.",
             field=field,
         )
     return value
@@ -40,22 +47,30 @@ def text(value: object, field: str, *, one_line: bool = True, limit: int = MAX_C
 def command(value: object) -> list[str]:
     """Return the argument list of a service; arguments after the first may hold newlines."""
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise bad_input("args must be a list of texts", 'for example ["/usr/bin/redis-server"]', field="args")
+        raise bad_input(
+            "The value of args must be a list of texts.",
+            'Send for example ["/usr/bin/redis-server"].',
+            field="args",
+        )
     if not value:
-        raise bad_input("args is empty: there is no command to run", field="args")
+        raise bad_input("There is no command to run: args is empty.", "Name one.", field="args")
     argv = [text(item, f"args[{index}]", one_line=index == 0) for index, item in enumerate(value)]
     if not argv[0].strip():
-        raise bad_input("args[0], the command, is empty", field="args[0]")
+        raise bad_input("The command, args[0], is empty.", "Name one.", field="args[0]")
     return argv
 
 
 def environment(value: object) -> dict[str, str]:
     """Return the environment of a service."""
     if not isinstance(value, Mapping):
-        raise bad_input("env must map names to texts", field="env")
+        raise bad_input("The value of env must map names to texts.", SPELLING, field="env")
     for key in value:
         if not text(key, "a name in env") or "=" in key:
-            raise bad_input(f"{key!r} can't be the name of an environment variable", field="env")
+            raise bad_input(
+                f"The text {key[:80]!r} cannot be the name of an environment variable.",
+                "Use a name without an equals sign.",
+                field="env",
+            )
     return {key: text(item, f"env[{key}]", one_line=False) for key, item in value.items()}
 
 
@@ -65,8 +80,8 @@ def command_size(argv: Sequence[str], env: Mapping[str, str]) -> None:
     size += sum(len(key.encode()) + len(item.encode()) + 2 for key, item in env.items())
     if size > MAX_COMMAND_BYTES:
         raise bad_input(
-            f"arguments and environment are {size} bytes long, more than the {MAX_COMMAND_BYTES} allowed",
-            "put long input into a file that the service reads",
+            f"Arguments and environment are {size} bytes long, more than the {MAX_COMMAND_BYTES} allowed.",
+            "Put long input into a file that the service reads.",
             field="args",
         )
 
@@ -75,7 +90,11 @@ def folder(value: object, field: str = "cwd") -> str:
     """Return an absolute path."""
     path = text(value, field, limit=MAX_PATH)
     if not path.startswith("/"):
-        raise bad_input(f"{field} must be an absolute path, not {path!r}", field=field)
+        raise bad_input(
+            f"The value of {field} must be an absolute path, not {path[:80]!r}.",
+            "Begin it with a slash.",
+            field=field,
+        )
     return path
 
 
@@ -83,21 +102,29 @@ def account(value: object, field: str) -> str:
     """Return the name or number of a user or a group; "" is allowed."""
     name = text(value, field, limit=255)
     if name != name.strip() or ":" in name or "/" in name:
-        raise bad_input(f"{field} {name!r} can't be the name of an account", field=field)
+        raise bad_input(
+            f"The text {name[:80]!r} cannot be the name of a {field}.",
+            f"Use a {field} that the node knows, or a number.",
+            field=field,
+        )
     return name
 
 
 def binds(value: object) -> list[str]:
     """Return extra binds, each SRC:DST or SRC:DST:ro with absolute paths."""
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise bad_input("binds must be a list of SRC:DST[:ro]", field="binds")
+        raise bad_input("The value of binds must be a list of SRC:DST[:ro].", SPELLING, field="binds")
     checked = []
     for item in value:
         bind = text(item, "binds", limit=2 * MAX_PATH)
         parts = bind.split(":")
         usable = len(parts) in BIND_PARTS and parts[2:] in ([], ["ro"])
         if not usable or not all(part.startswith("/") and ".." not in part.split("/") for part in parts[:2]):
-            raise bad_input(f"bind {bind!r} is not SRC:DST[:ro] with absolute paths", field="binds")
+            raise bad_input(
+                f"The bind {bind[:160]!r} is not SRC:DST[:ro] with absolute paths.",
+                'Write for example /srv/data:/data:ro, without ".." in it.',
+                field="binds",
+            )
         checked.append(bind)
     return checked
 
@@ -107,24 +134,30 @@ def name(value: object) -> str:
     wanted = text(value, "name", limit=MAX_PATH)
     if wanted and not NAME.match(wanted):
         raise bad_input(
-            f"{wanted[:80]!r} can't be a name",
-            "use up to 63 letters, digits, dots, dashes and underscores, beginning with a letter or a digit",
+            f"The text {wanted[:80]!r} cannot be a name.",
+            "Use up to 63 letters, digits, dots, dashes and underscores, beginning with a letter or a digit.",
             field="name",
         )
     if LOOKS_LIKE_ID.match(wanted):
-        raise bad_input("a name of 32 hex digits would look like an id", "choose another name", field="name")
+        raise bad_input(
+            "A name of 32 hex digits would look like an id.", "Choose another name.", field="name"
+        )
     return wanted
 
 
 def seconds(value: object, field: str, *, most: float) -> float:
     """Return a number of seconds between 0 and `most`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
-        raise bad_input(f"{field} must be a number of seconds from 0 to {most:g}", field=field)
+        raise bad_input(
+            f"The value of {field} must be a number of seconds from 0 to {most:g}.",
+            "Send such a number.",
+            field=field,
+        )
     return float(value)
 
 
 def flag(value: object, field: str) -> bool:
     """Return a boolean; 0, 1 and "true" are not booleans."""
     if not isinstance(value, bool):
-        raise bad_input(f"{field} must be true or false", field=field)
+        raise bad_input(f"The value of {field} must be true or false.", "Send one of the two.", field=field)
     return value

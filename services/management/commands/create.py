@@ -45,5 +45,5 @@ class Command(JobCommand):
 def _pair(item: str) -> tuple[str, str]:
     key, equals, value = item.partition("=")
     if not equals:
-        raise bad_input(f"-e needs K=V, not {item!r}")
+        raise bad_input(f"The option -e needs K=V, not {item!r}.", "Write for example -e PORT=8080.")
     return key, value

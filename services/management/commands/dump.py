@@ -22,7 +22,7 @@ class Command(JobCommand):
     def work(self, **options: Any) -> None:
         pid = options["pid"]
         if bool(options["service"]) == (pid is not None):
-            raise bad_input("dump needs either SERVICE or -t PID")
+            raise bad_input("Either SERVICE or -t PID is needed.", "Name the service once.")
         service = find_service(options["service"] or f"pid:{pid}")
         job = operations.request_dump(
             service, actor=me(), source="manage", leave_running=options["leave_running"]

@@ -23,8 +23,8 @@ class Command(ShellCommand):
         if user is None:
             raise Problem(
                 "user_not_found",
-                f"no user {options['user']!r}",
-                f"manage.py createsuperuser --username {options['user']}",
+                f"There is no user {options['user']!r}.",
+                f"Make one: manage.py createsuperuser --username {options['user']}.",
                 http_status=404,
             )
         self.stdout.write(issue(user, options["label"][:100]))
