@@ -117,11 +117,11 @@ def install_package(venv: Path, root: Path, stamps: Stamps) -> bool:
     key = digest(root / "pyproject.toml")
     if stamps.fresh("package", key) and all((venv / "bin" / name).exists() for name in COMMANDS):
         return False
-    for leftover in site_packages(venv).glob("miehisto-*.pth"):
-        # A link made by hand; pip's own is named by pip's record and is replaced by pip.
-        leftover.unlink()
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--editable"]
     run([*_pip(venv), "install", *options, root], otherwise="pip cannot install this checkout itself.")
+    for leftover in site_packages(venv).glob("miehisto-*.pth"):
+        # A link made by hand; pip's own has another name.
+        leftover.unlink()
     stamps.done("package", key)
     return True
 
