@@ -6,7 +6,7 @@ import json
 import os
 
 from mhctl.errors import ApiError, ConnectionLost, UsageError
-from mhctl.transport import Address, Response, exchange, quote
+from mhctl.transport import START_IT, Address, Response, exchange, quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +43,10 @@ def own_token(address: Address) -> str:
         except OSError:
             return ""
     if not (token.isascii() and token.isprintable()):
-        raise UsageError("the token in MIEHISTO_TOKEN has characters that no token has")
+        raise UsageError(
+            "The token in MIEHISTO_TOKEN has characters that no token has.",
+            remedy="Copy it again as `manage.py token` printed it.",
+        )
     return token
 
 
@@ -108,7 +111,7 @@ class Client:
             return json.loads(data) if data else None
         except ValueError as error:
             raise ConnectionLost(
-                f"what answers at {self.address.url} sent no JSON", code="not_reached"
+                f"What answers at {self.address.url} sent no JSON.", remedy=START_IT, code="not_reached"
             ) from error
         finally:
             response.close()
@@ -131,16 +134,20 @@ def refusal(response: Response, client: Client) -> ApiError:
     except (ValueError, ConnectionLost):
         pass  # a proxy's page, or none: the status alone has to do
     message = str(
-        error.get("message") or f"miehistod at {client.address.url} answered with status {response.status}"
+        error.get("message")
+        or f"What answers at {client.address.url} gave status {response.status} and no reason."
     )
-    remedy = str(error.get("remedy") or "")
+    remedy = str(error.get("remedy") or ("" if error else START_IT))
     if response.status == 401 and not client.token:
-        message = "miehistod wants a token and there is none to show"
-        remedy = f"use sudo (the token is in {run_dir()}/token), or set MIEHISTO_TOKEN"
+        message = "The daemon wants a token and there is none to show."
+        remedy = f"Use sudo (the token is in {run_dir()}/token), or set MIEHISTO_TOKEN."
     details = error.get("details")
-    notes = []
-    if isinstance(details, dict) and details.get("job"):
-        notes.append(f"job: {details['job']}")
+    details = details if isinstance(details, dict) else {}
     return ApiError(
-        message, status=response.status, code=str(error.get("code") or ""), remedy=remedy, notes=notes
+        message,
+        status=response.status,
+        code=str(error.get("code") or ""),
+        remedy=remedy,
+        notes=[f"job: {details['job']}"] if details.get("job") else [],
+        details=details,
     )

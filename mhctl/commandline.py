@@ -183,7 +183,7 @@ def parse(words: list[str]) -> Parsed:
     if not noun:
         return _without_verb("", options)
     if noun not in NOUNS:
-        raise UsageError(f"unknown command {noun!r}", remedy="mhctl --help")
+        raise UsageError(f"There is no command {noun!r}.")
     verbs = NOUNS[noun]
     if verbs[0].name:
         name = _next_word(words, COMMON, options)
@@ -191,7 +191,7 @@ def parse(words: list[str]) -> Parsed:
             return _without_verb(noun, options)
         verb = next((verb for verb in verbs if name == verb.name or name in verb.aliases), None)
         if verb is None:
-            raise UsageError(f"unknown command {noun} {name!r}", remedy=f"mhctl {noun} --help")
+            raise UsageError(f"There is no command {noun} {name!r}.", remedy=f"See `mhctl {noun} --help`.")
     else:
         verb = verbs[0]
     operands = _operands(verb, words, options)
@@ -205,7 +205,9 @@ def parse(words: list[str]) -> Parsed:
 def _without_verb(noun: str, options: dict[str, Any]) -> Parsed:
     if options.get("help") or options.get("version"):
         return Parsed(noun, None, options, [])
-    raise UsageError("what to do is missing", remedy=f"mhctl {noun} --help" if noun else "mhctl --help")
+    raise UsageError(
+        "The command says not what to do.", remedy=f"See `mhctl {noun} --help`.".replace("  ", " ")
+    )
 
 
 def _next_word(words: list[str], known: tuple[Option, ...], options: dict[str, Any]) -> str:
@@ -240,20 +242,22 @@ def _take_option(words: list[str], known: tuple[Option, ...], options: dict[str,
         name, given = word[:2], word[2:] or None
     option = next((option for option in known if name in option.names), None)
     if option is None:
-        raise UsageError(f"unknown option {name}", remedy="see --help of the command")
+        raise UsageError(f"There is no option {name} here.", remedy="See --help of the command.")
     if not option.metavar:
         if given is not None and word.startswith("--"):
-            raise UsageError(f"option {name} takes no value")
+            raise UsageError(f"The option {name} takes no value.")
         if given is not None:
             words.insert(0, f"-{given}")  # -af is -a -f
         options[option.key] = True
         return
     if given is None:
         if not words:
-            raise UsageError(f"option {name} needs a value: {name} {option.metavar}")
+            raise UsageError(f"The option {name} needs a value.", remedy=f"Write {name} {option.metavar}.")
         given = words.pop(0)
     if option.number and not (given.isascii() and given.isdecimal()):
-        raise UsageError(f"option {name} needs a whole number, not {given!r}")
+        raise UsageError(
+            f"The option {name} needs a whole number, not {given!r}.", remedy=f"Write for example {name} 10."
+        )
     if option.many:
         options.setdefault(option.key, []).append(given)
     else:
@@ -261,19 +265,19 @@ def _take_option(words: list[str], known: tuple[Option, ...], options: dict[str,
 
 
 def _check_presence(noun: str, verb: Verb, operands: list[str], options: dict[str, Any]) -> None:
-    remedy = f"mhctl {noun} {verb.name} --help".replace("  ", " ")
+    remedy = f"See `mhctl {noun} {verb.name} --help`.".replace("  ", " ")
     for option in verb.options:
         if option.required and not options.get(option.key):
-            raise UsageError(f"{option.names[-1]} {option.metavar} is missing", remedy=remedy)
+            raise UsageError(f"The option {option.names[-1]} {option.metavar} is missing.", remedy=remedy)
     if verb.operands == ["COMMAND"]:
         if not operands:
-            raise UsageError("the command to start is missing", remedy=remedy)
+            raise UsageError("The command to start is missing.", remedy=remedy)
         return
     least = [name for name in verb.operands if not name.startswith("[")]
     if len(operands) < len(least):
-        raise UsageError(f"{least[len(operands)]} is missing", remedy=remedy)
+        raise UsageError(f"The word {least[len(operands)]} is missing.", remedy=remedy)
     if len(operands) > len(verb.operands):
-        raise UsageError(f"{operands[len(verb.operands)]!r} is one word too many", remedy=remedy)
+        raise UsageError(f"The word {operands[len(verb.operands)]!r} is one too many.", remedy=remedy)
     for name, operand in zip(verb.operands, operands, strict=False):
         if not operand and name != "NEW_NAME":
-            raise UsageError(f"{name.strip('[]')} is empty", remedy=remedy)
+            raise UsageError(f"The word {name.strip('[]')} is empty.", remedy=remedy)

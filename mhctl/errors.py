@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 DONE = 0
 JOB_FAILED = 1
 USAGE = 2
@@ -12,7 +16,11 @@ INTERRUPTED = 130  # what a shell reports for a program that SIGINT ended
 
 
 class MhctlError(Exception):
-    """An expected end of the command: a sentence, a remedy, and the exit code that belongs to it."""
+    """An expected end of the command: a sentence, a remedy, and the exit code that belongs to it.
+
+    Args:
+        details: the API's own, for --json. shown: the job that tells of it was printed as JSON already.
+    """
 
     exit_code = JOB_FAILED
 
@@ -24,6 +32,8 @@ class MhctlError(Exception):
         code: str = "",
         lines: list[str] | None = None,
         notes: list[str] | None = None,
+        details: dict[str, Any] | None = None,
+        shown: bool = False,
         exit_code: int | None = None,
     ) -> None:
         super().__init__(message)
@@ -32,14 +42,30 @@ class MhctlError(Exception):
         self.code = code
         self.lines = lines or []
         self.notes = notes or []
+        self.details = details or {}
+        self.shown = shown
         if exit_code is not None:
             self.exit_code = exit_code
+
+    def as_dict(self) -> dict[str, Any]:
+        """What --json prints: the API's own shape of an error."""
+        return {
+            "error": {
+                "code": self.code,
+                "message": self.message,
+                "remedy": self.remedy,
+                "details": self.details,
+            }
+        }
 
 
 class UsageError(MhctlError):
     """The command line itself is wrong; nothing was sent."""
 
     exit_code = USAGE
+
+    def __init__(self, message: str, *, remedy: str = "See `mhctl --help`.") -> None:
+        super().__init__(message, remedy=remedy, code="usage")
 
 
 class Unreachable(MhctlError):
@@ -60,9 +86,23 @@ class ApiError(MhctlError):
     """
 
     def __init__(
-        self, message: str, *, status: int, code: str = "", remedy: str = "", notes: list[str]
+        self,
+        message: str,
+        *,
+        status: int,
+        code: str = "",
+        remedy: str = "",
+        notes: list[str],
+        details: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(message, remedy=remedy, code=code, notes=notes, exit_code=exit_code_of(status, code))
+        super().__init__(
+            message,
+            remedy=remedy,
+            code=code,
+            notes=notes,
+            details=details,
+            exit_code=exit_code_of(status, code),
+        )
         self.status = status
 
 

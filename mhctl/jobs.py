@@ -79,11 +79,12 @@ def raise_unless_succeeded(job: Json) -> None:
     if job.get("step") and status != "cancelled":
         notes.append(f"step: {job['step']}")
     raise MhctlError(
-        str(error.get("message") or f"the job ended as {status}"),
-        remedy=str(error.get("remedy") or ""),
+        str(error.get("message") or f"The job was {status}."),
+        remedy=str(error.get("remedy") or f"See `mhctl job show {job.get('object_id')}`."),
         code=str(error.get("code") or status),
         lines=[str(line) for line in error.get("lines") or []],
         notes=notes,
+        shown=True,
     )
 
 
@@ -196,9 +197,16 @@ def check(parsed: Parsed) -> None:
     missing = [str(each.get("name")) for each in checks if not each.get("ok") and each.get("needed", True)]
     if not checks:
         raise_unless_succeeded(job)
-        raise MhctlError("the check's job names no checks", code="no_checks")
+        raise MhctlError(
+            "The check's job names no checks.", remedy="Report it.", code="no_checks", shown=True
+        )
     if missing:
-        raise MhctlError(f"this host lacks: {', '.join(missing)}", code="host_lacks")
+        raise MhctlError(
+            f"This host lacks {', '.join(missing)}.",
+            remedy="Follow the remedies above, then check again.",
+            code="host_lacks",
+            shown=True,
+        )
 
 
 def _check_line(each: Json, width: int) -> str:

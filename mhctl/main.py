@@ -7,7 +7,7 @@ import sys
 
 from mhctl.commandline import parse
 from mhctl.errors import DONE, INTERRUPTED, JOB_FAILED, MhctlError
-from mhctl.text import complain, put
+from mhctl.text import complain, put, put_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +43,12 @@ def run(words: list[str]) -> None:
 
         put(help_for(parsed.noun, parsed.verb))
     else:
-        verbs_of(parsed.noun)[parsed.verb.name](parsed)
+        try:
+            verbs_of(parsed.noun)[parsed.verb.name](parsed)
+        except MhctlError as error:
+            if parsed.options["json"] and not error.shown:
+                put_json(error.as_dict())
+            raise
 
 
 def main(words: list[str] | None = None) -> int:

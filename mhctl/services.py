@@ -39,7 +39,7 @@ def create(parsed: Parsed) -> None:
     if options["user"] is not None:
         user, colon, group = options["user"].partition(":")
         if not user or (colon and not group):
-            raise UsageError(f"-u needs USER or USER:GROUP, not {options['user']!r}")
+            raise UsageError(f"The option -u needs USER or USER:GROUP, not {options['user']!r}.")
         body["user"] = user
         if group:
             body["group"] = group
@@ -49,7 +49,7 @@ def create(parsed: Parsed) -> None:
     for pair in options["env"]:
         key, equals, text = pair.partition("=")
         if not key or not equals:
-            raise UsageError(f"-e needs K=V, not {pair!r}")
+            raise UsageError(f"The option -e needs K=V, not {pair!r}.")
         env[key] = text
     if env:
         body["env"] = env
@@ -67,7 +67,7 @@ def _checked_bind(bind: str) -> str:
         or not all(part.startswith("/") for part in parts[:2])
         or parts[2:] not in ([], ["ro"])
     ):
-        raise UsageError(f"-b needs SRC:DST or SRC:DST:ro with absolute paths, not {bind!r}")
+        raise UsageError(f"The option -b needs SRC:DST or SRC:DST:ro with absolute paths, not {bind!r}.")
     return bind
 
 
@@ -105,10 +105,12 @@ def dump(parsed: Parsed) -> None:
     """`mhctl service dump (-t PID | SERVICE)`."""
     pid = parsed.options["pid"]
     if bool(parsed.operands) == (pid is not None):
-        raise UsageError("dump needs either SERVICE or -t PID", remedy="mhctl service dump --help")
+        raise UsageError("Either SERVICE or -t PID is needed.", remedy="See `mhctl service dump --help`.")
     if pid is not None:
         if not (pid.isascii() and pid.isdecimal() and int(pid) > 0):
-            raise UsageError(f"-t needs a process id, not {pid!r}")
+            raise UsageError(
+                f"The option -t needs a process id, not {pid!r}.", remedy="See `mhctl service list` for them."
+            )
         parsed.operands = [f"pid:{int(pid)}"]
     make_job(
         parsed,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT = 5.0
 LONGEST_LINE = 65536
 PIECE = 65536
-START_IT = "start it with `sudo miehistod`, or set MIEHISTO_URL to where it listens"
+START_IT = "Start it with `sudo miehistod`, or set MIEHISTO_URL to where it listens."
 SAFE_IN_URL = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~:,")
 
 
@@ -59,8 +59,8 @@ class Address:
             if host and (port.isdecimal() or not port) and "@" not in host:
                 return
         raise UsageError(
-            f"cannot use {url!r} as the daemon's address",
-            remedy="MIEHISTO_URL has the form unix:PATH, http://HOST:PORT or https://HOST:PORT",
+            f"The daemon's address cannot be {url!r}.",
+            remedy="Give MIEHISTO_URL the form unix:PATH, http://HOST:PORT or https://HOST:PORT.",
         )
 
     @property
@@ -85,15 +85,15 @@ class Address:
             return connection
         except PermissionError as error:
             raise Unreachable(
-                f"not allowed to connect to {self.url}: {error.strerror}",
-                remedy="use sudo, or become a member of the socket's group",
+                f"The daemon at {self.url} may not be reached: {error.strerror}.",
+                remedy="Use sudo, or become a member of the socket's group.",
                 code="not_allowed",
                 exit_code=NOT_ALLOWED,
             ) from error
         except (OSError, ValueError) as error:  # ValueError: an embedded NUL, a host name too long for IDNA
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise Unreachable(
-                f"cannot reach miehistod at {self.url}: {reason}", remedy=START_IT, code="not_reached"
+                f"The daemon at {self.url} cannot be reached: {reason}.", remedy=START_IT, code="not_reached"
             ) from error
 
 
@@ -129,7 +129,7 @@ class Response:
         words = self._line().split(None, 2)
         if len(words) < 2 or not words[0].startswith("HTTP/1.") or not words[1].isdecimal():
             raise Unreachable(
-                f"what answers at {self._url} is not miehistod", remedy=START_IT, code="not_reached"
+                f"What answers at {self._url} is not miehistod.", remedy=START_IT, code="not_reached"
             )
         self.status = int(words[1])
         self.headers = {}
@@ -158,7 +158,9 @@ class Response:
         else:
             reason = (error.strerror if error else None) or "the connection ended before the answer did"
         return ConnectionLost(
-            f"lost miehistod at {self._url}: {reason}", remedy="is it still running?", code="not_reached"
+            f"The daemon at {self._url} was lost: {reason}.",
+            remedy="See whether miehistod still runs.",
+            code="not_reached",
         )
 
     def pieces(self) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ import time
 from mhctl.client import PATIENCE, STREAM
 from mhctl.errors import INTERRUPTED, ConnectionLost, MhctlError, Unreachable
 from mhctl.text import plain
-from mhctl.transport import quote
+from mhctl.transport import START_IT, quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,9 +89,11 @@ class Wait:
         except KeyboardInterrupt:
             self.progress.clear()
             if self.job_id:
-                message, remedy = f"interrupted; job {self.job_id} goes on", f"mhctl job wait {self.job_id}"
+                message = f"Interrupted; job {self.job_id} goes on."
+                remedy = f"Wait for it with `mhctl job wait {self.job_id}`."
             else:
-                message, remedy = "interrupted; a job that miehistod took goes on", "mhctl job list"
+                message = "Interrupted; a job that miehistod took goes on."
+                remedy = "See `mhctl job list`."
             raise MhctlError(message, remedy=remedy, code="interrupted", exit_code=INTERRUPTED) from None
         finally:
             self.progress.clear()
@@ -113,8 +115,8 @@ class Wait:
                 return job
             if self.deadline is not None and time.monotonic() >= self.deadline:
                 raise MhctlError(
-                    f"job {self.job_id} has not ended yet, it is {job.get('status') or 'on its way'}",
-                    remedy=f"mhctl job wait {self.job_id}",
+                    f"Job {self.job_id} has not ended yet, it is {job.get('status') or 'on its way'}.",
+                    remedy=f"Wait longer with `mhctl job wait {self.job_id}`.",
                     code="wait_timeout",
                 )
             method, path, body, query = "GET", f"jobs/{quote(self.job_id)}", None, None
@@ -123,8 +125,8 @@ class Wait:
         if not self.job_id:
             return error
         return ConnectionLost(
-            f"{error.message}; job {self.job_id} goes on if its worker lives",
-            remedy=f"mhctl job wait {self.job_id}",
+            f"{error.message.removesuffix('.')}; job {self.job_id} goes on if its worker lives.",
+            remedy=f"Wait for it with `mhctl job wait {self.job_id}`.",
             code=error.code,
         )
 
@@ -141,7 +143,9 @@ class Wait:
                 self.job_id = reference.strip("/")
             return self._follow(response)
         except ValueError as error:
-            raise ConnectionLost("miehistod's answer is no JSON", code="not_reached") from error
+            raise ConnectionLost(
+                "The daemon's answer is no JSON.", remedy=START_IT, code="not_reached"
+            ) from error
         finally:
             response.close()
 
@@ -161,7 +165,11 @@ class Wait:
                 self.progress.say(str(event.get("step") or event.get("text") or event.get("status") or ""))
             self._note_warning(part)
         if not job:
-            raise ConnectionLost("miehistod ended its answer before the job's end", code="not_reached")
+            raise ConnectionLost(
+                "The daemon ended its answer before the job's end.",
+                remedy="See `mhctl job list`.",
+                code="not_reached",
+            )
         return job
 
     def _note_job(self, job: Json) -> Json:

@@ -249,7 +249,10 @@ def test_check_prints_each_line_and_fails_when_something_is_missing(daemon: Daem
         done.stdout
         == "criu ok      4.2.1\nnft  missing\nroot missing uid 1000\n     remedy: run miehistod as root\n"
     )
-    assert (done.stderr, done.returncode) == ("mhctl: this host lacks: root\n", 1)
+    assert (done.stderr, done.returncode) == (
+        "mhctl: This host lacks root.\n  remedy: Follow the remedies above, then check again.\n",
+        1,
+    )
 
 
 # --- failures and exit codes ------------------------------------------------------------------------------
@@ -292,6 +295,13 @@ def test_exit_codes_of_refusals(daemon: Daemon, status: int, code: str, exit_cod
     done = daemon.mhctl("service", "stop", "web")
     assert done.returncode == exit_code
     assert done.stderr == f"mhctl: the sentence\n  job: {JOB_ID}\n  remedy: the remedy\n"
+    told = json.loads(daemon.mhctl("service", "stop", "web", "--json").stdout)["error"]
+    assert told == {
+        "code": code,
+        "message": "the sentence",
+        "remedy": "the remedy",
+        "details": {"job": JOB_ID},
+    }
 
 
 def test_a_proxy_s_page_is_no_json_and_no_traceback(daemon: Daemon) -> None:
@@ -301,14 +311,14 @@ def test_a_proxy_s_page_is_no_json_and_no_traceback(daemon: Daemon) -> None:
     daemon.answer = answer
     done = daemon.mhctl("job", "list")
     assert done.returncode == 3
-    assert "answered with status 502" in done.stderr
+    assert "gave status 502 and no reason." in done.stderr
 
 
 def test_no_daemon_is_exit_3_with_a_remedy(tmp_path: Path) -> None:
     done = Daemon(tmp_path / "nobody.sock").mhctl("service", "list")
     assert done.returncode == 3
-    assert "cannot reach miehistod" in done.stderr
-    assert "remedy: start it with `sudo miehistod`" in done.stderr
+    assert "cannot be reached" in done.stderr
+    assert "remedy: Start it with `sudo miehistod`" in done.stderr
 
 
 def test_a_daemon_that_hangs_up_is_exit_3(daemon: Daemon) -> None:
@@ -355,7 +365,7 @@ def test_a_timeout_leaves_the_job(daemon: Daemon) -> None:
     daemon.answer = lambda handler: handler.stream({"job": job("running")})
     done = daemon.mhctl("service", "dump", "web", "--timeout", "0")
     assert done.returncode == 1
-    assert f"job {JOB_ID} has not ended yet, it is running" in done.stderr
+    assert f"Job {JOB_ID} has not ended yet, it is running" in done.stderr
 
 
 def test_ctrl_c_says_that_the_job_goes_on(daemon: Daemon) -> None:
@@ -376,7 +386,9 @@ def test_ctrl_c_says_that_the_job_goes_on(daemon: Daemon) -> None:
         process.send_signal(signal.SIGINT)
         _, complaint = process.communicate(timeout=10)
     assert process.returncode == 130
-    assert complaint == f"mhctl: interrupted; job {JOB_ID} goes on\n  remedy: mhctl job wait {JOB_ID}\n"
+    assert complaint == (
+        f"mhctl: Interrupted; job {JOB_ID} goes on.\n  remedy: Wait for it with `mhctl job wait {JOB_ID}`.\n"
+    )
 
 
 def test_steps_show_on_a_terminal_as_one_line(daemon: Daemon) -> None:
