@@ -382,8 +382,8 @@ def test_names_and_defaults_are_the_sites(settings: Settings) -> None:
     """miehistod reads a few settings without Django; both must read the same."""
     program = (
         "import django; django.setup(); from django.conf import settings as s\n"
-        "print(s.MIEHISTO_STATE_DIR, s.MIEHISTO_RUN_DIR, s.MIEHISTO_LOG_DIR, s.MIEHISTO_BIND, s.MIEHISTO_NODE, "
-        "s.MIEHISTO_USER, s.CELERY_BROKER_URL)"
+        "print(s.MIEHISTO_STATE_DIR, s.MIEHISTO_RUN_DIR, s.MIEHISTO_LOG_DIR)\n"
+        "print(s.MIEHISTO_BIND, s.MIEHISTO_NODE, s.MIEHISTO_USER, s.CELERY_BROKER_URL)"
     )
     given = {
         "MIEHISTO_STATE_DIR": str(settings.state_dir),
