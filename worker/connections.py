@@ -17,15 +17,21 @@ from worker import criu
 from worker.durable import write_json
 from worker.paths import Paths
 
+# CRIU cuts the name of its run to what is left of 31 characters after "inet CRIU-" (criu/netfilter.c).
+_NAME_LENGTH = 21
+
 log = logging.getLogger(__name__)
 
 
-def held_by(image: Path) -> str:
-    """Return the name of the CRIU run that holds the connections in an image; empty if there are none."""
-    if not any(image.glob("tcp-stream-*.img")):
-        return ""
+def run_of(image: Path) -> str:
+    """Return the name of the CRIU run that made an image, by which it has named its firewall table."""
     inventory = criu.entries(image / "inventory.img")
     return str(inventory[0].get("dump_criu_run_id", "")) if inventory else ""
+
+
+def are_in(image: Path) -> bool:
+    """Tell whether there are TCP connections in an image."""
+    return any(image.glob("tcp-stream-*.img"))
 
 
 def are_stale(paths: Paths, service_id: str, image_id: str) -> bool:
@@ -37,8 +43,13 @@ def are_stale(paths: Paths, service_id: str, image_id: str) -> bool:
     return bool(present) and present.get("image") != image_id
 
 
-def service_left(paths: Paths, service_id: str, image_id: str, run: str) -> None:
-    """Note that the service is now this image, whose connections the CRIU run `run` holds."""
+def service_left(paths: Paths, service_id: str, image_id: str) -> None:
+    """Note that the service is now this image; CRIU's firewall table stays only if it holds a connection."""
+    image = paths.image(image_id)
+    run = run_of(image)
+    if not are_in(image):
+        release(run)
+        run = ""
     write_json(_path(paths, service_id), {"image": image_id, "run": run})
 
 
@@ -54,17 +65,14 @@ def release(run: str) -> None:
     """Let go of the connections that a CRIU run holds; nothing happens if it holds none."""
     if not run:
         return
+    words = ["nft", "delete", "table", "inet", f"CRIU-{run[:_NAME_LENGTH]}"]
     try:
-        listed = subprocess.run(
-            ["nft", "list", "tables"], capture_output=True, text=True, timeout=30, check=True
-        )
-        for line in listed.stdout.splitlines():
-            # CRIU cuts the run's name to the length that nft allows.
-            family, name = line.split()[1:3]
-            if name.startswith("CRIU-") and run.startswith(name.removeprefix("CRIU-")):
-                subprocess.run(["nft", "delete", "table", family, name], timeout=30, check=True)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.SubprocessError) as error:
         log.warning("the firewall table of CRIU's run %s may be left: %s", run, error)
+        return
+    if done.returncode and "No such file" not in done.stderr:
+        log.warning("the firewall table of CRIU's run %s may be left: %s", run, done.stderr.strip())
 
 
 def _path(paths: Paths, service_id: str) -> Path:

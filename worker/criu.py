@@ -144,6 +144,8 @@ class Call:
                 agreed = on_notify(answer.notify.script) if on_notify else True
                 connection.send(rpc.criu_req(type=rpc.NOTIFY, notify_success=agreed).SerializeToString())
         except TimeoutError:
+            if self._process is not None:
+                self._process.kill()
             raise JobFailed(
                 "criu_timeout",
                 f"CRIU did not answer within {timeout:g} seconds.",

@@ -20,6 +20,7 @@ import pycriu.rpc_pb2 as rpc
 from worker import connections, criu, manifest
 from worker.errors import JobFailed
 from worker.explaining import explained
+from worker.sums import GrowingSums
 from worker.supervision import Running
 from worker.tools import Tools
 
@@ -61,6 +62,7 @@ class Dump:
         self.partial = tools.paths.partial_image(image_id)
         self.final = tools.paths.image(image_id)
         self.work = tools.work_folder(service_id)
+        self.sums = GrowingSums(self.partial)
         self.sealed: dict[str, Any] | None = None
         self.sealing_failed: OSError | None = None
         self.sealing_seconds = 0.0
@@ -68,31 +70,30 @@ class Dump:
     def run(self) -> Dumped:
         self.partial.mkdir(mode=0o700)
         try:
-            answer = self._call()
-            if answer.success and self.leave_running:
-                self._seal()
+            with GrowingSums(self.partial) as self.sums:
+                answer = self._call()
+                if answer.success and self.leave_running:
+                    self._seal()
+            if self.sealed is None or not answer.success:
+                raise self._failure()
         except BaseException:
-            manifest.remove(self.partial)
-            raise
-        if self.sealed is None or not (answer.success or self._has_ended()):
-            manifest.remove(self.partial)
-            manifest.remove(self.final)
-            raise self._failure()
+            # Once the image is sealed and the service gone, the image is all there is of it, whatever went
+            # wrong afterwards.
+            if self.sealed is None or self.running.init.alive():
+                manifest.remove(self.partial)
+                manifest.remove(self.final)
+                raise
         if not self.leave_running:
             self.tools.step("ending the dumped process")
-            run = connections.held_by(self.final)
-            connections.service_left(self.tools.paths, self.service_id, self.image_id, run)
+            connections.service_left(self.tools.paths, self.service_id, self.image_id)
             self.running.runmh.wait(self.tools.timeout)
             self.tools.paths.state(self.service_id).unlink(missing_ok=True)
         figures = criu.statistics(self.work)._asdict()
+        assert self.sealed is not None
         sealed = self.sealed | {"statistics": figures}
         with contextlib.suppress(OSError):  # a pool that is full by now may lose the figures, not the image
             sealed = manifest.amend(self.final, self.sealed, statistics=figures)
         return Dumped(self.final, sealed, self.sealing_seconds)
-
-    def _has_ended(self) -> bool:
-        """Tell whether the service is gone: a sealed image is then all there is of it, whatever CRIU said."""
-        return not self.running.init.alive()
 
     def _call(self) -> rpc.criu_resp:
         tools = self.tools
@@ -143,7 +144,7 @@ class Dump:
             "pages_bytes": sum(path.stat().st_size for path in self.partial.glob("pages-*.img")),
         }
         try:
-            self.sealed = manifest.seal(self.partial, self.final, facts)
+            self.sealed = manifest.seal(self.partial, self.final, facts, self.sums)
         except OSError as error:
             self.sealing_failed = error
         self.sealing_seconds = time.monotonic() - began

@@ -98,7 +98,10 @@ class Engine:
                     self.step("killing")
                     running.init.signal(signal.SIGKILL)
                     running.runmh.wait(self.tools.timeout)
-            return self.ended(service_id)
+            ended = self.ended(service_id)
+            # Its end is the operator's doing, not the service's own, as what is left there would say.
+            self.paths.state(service_id).unlink(missing_ok=True)
+            return ended
 
     def ended(self, service_id: str) -> Ended:
         """Return how the service's last run ended, as its runmh wrote it."""
@@ -130,32 +133,42 @@ class Engine:
         with self._alone(service_id) as lock:
             self._refuse_running(service_id)
             self.step("verifying image")
-            facts = self.verified(image_id)
+            image = self.paths.image(image_id)
+            facts = manifest.read(image)
+            faults = manifest.faults(image, facts)
+            if faults:
+                raise manifest.damaged(image, faults)
             preflight.check_mounts(facts)
             self.paths.empty_root.mkdir(mode=0o700, exist_ok=True)
             self.step("restoring")
-            running = restore(self.tools, service_id, image_id, facts, lock)
+            try:
+                running = restore(self.tools, service_id, image_id, facts, lock)
+            except BaseException:
+                # The service is what it was before; a last word that says "failed" would make it another.
+                self.paths.state(service_id).unlink(missing_ok=True)
+                raise
             connections.service_runs(self.paths, service_id, image_id)
             return running
 
-    def verified(self, image_id: str, *, digests: bool = True) -> dict[str, Any]:
-        """Return the manifest of an image whose files are what was sealed.
+    def verify(self, image_id: str) -> None:
+        """Read every byte of an image.
 
         Raises:
             JobFailed: the image is missing or damaged; the lines name each file.
         """
+        self.step("reading every byte")
         image = self.paths.image(image_id)
         facts = manifest.read(image)
-        faults = manifest.faults(image, facts, digests=digests)
+        faults = manifest.faults(image, facts)
+        faults += [] if faults else manifest.changed(image, facts, manifest.large_files(facts))
         if faults:
             raise manifest.damaged(image, faults)
-        return facts
 
     def delete_image(self, image_id: str) -> None:
         """Delete an image, and the firewall rules that kept its clients' connections for it."""
         self.step("deleting image")
         image = self.paths.image(image_id)
-        connections.release(connections.held_by(image))
+        connections.release(connections.run_of(image))
         manifest.remove(image)
 
     def delete_service(self, service_id: str) -> None:

@@ -9,14 +9,17 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from worker.durable import sync_folder, write_json
 from worker.errors import JobFailed
+from worker.sums import GrowingSums
 
 NAME = "manifest.json"
 VERSION = 1
+LARGE = 4 << 20
 _REQUIRED = {
     "version": int,
     "image": str,
@@ -28,13 +31,14 @@ _REQUIRED = {
 }
 
 
-def seal(partial: Path, final: Path, facts: dict[str, Any]) -> dict[str, Any]:
+def seal(partial: Path, final: Path, facts: dict[str, Any], sums: GrowingSums) -> dict[str, Any]:
     """Make the files in `partial` an image at `final` that survives a power cut.
 
     Args:
         partial: the folder that CRIU has written.
         final: where the image shall be, in the same file system.
         facts: all of the manifest but `version` and `files`.
+        sums: what has been summed of `partial` so far.
 
     Returns:
         The manifest.
@@ -46,20 +50,13 @@ def seal(partial: Path, final: Path, facts: dict[str, Any]) -> dict[str, Any]:
     for path in sorted(partial.iterdir()):
         os.chown(path, 0, 0)
         path.chmod(0o600)
-        files[path.name] = {"size": path.stat().st_size, "sha256": _digest_and_sync(path)}
+        files[path.name] = {"size": path.stat().st_size, "sha256": sums.digest_and_sync(path)}
     manifest = {"version": VERSION, **facts, "files": files}
     os.chown(partial, 0, 0)
     write_json(partial / NAME, manifest)
     partial.rename(final)
     sync_folder(final.parent)
     return manifest
-
-
-def _digest_and_sync(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-    return digest
 
 
 def amend(image: Path, manifest: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -99,13 +96,15 @@ def read(image: Path) -> dict[str, Any]:
     return manifest
 
 
-def faults(image: Path, manifest: dict[str, Any], *, digests: bool = True) -> list[str]:
+def faults(image: Path, manifest: dict[str, Any]) -> list[str]:
     """Return what differs between an image's files and its manifest, a line a file; empty if nothing does.
+
+    Every byte is read, but for files of at least `LARGE` bytes, whose names and sizes are compared: those are
+    pages of memory, which CRIU copies without looking, and `changed` reads them.
 
     Args:
         image: the image's folder.
         manifest: what `read` returned.
-        digests: also read every byte; without it only names and sizes are compared.
     """
     found = []
     present = {path.name for path in image.iterdir()} - {NAME}
@@ -119,10 +118,24 @@ def faults(image: Path, manifest: dict[str, Any], *, digests: bool = True) -> li
             found.append(f"{name}: is not a regular file")
         elif path.stat().st_size != recorded.get("size"):
             found.append(f"{name}: has {path.stat().st_size} bytes, {recorded.get('size')} expected")
-        elif digests and _digest(path) != recorded.get("sha256"):
-            found.append(f"{name}: its content has changed")
+        elif path.stat().st_size < LARGE:
+            found += changed(image, manifest, [name])
     found += [f"{name}: does not belong to the image" for name in sorted(present - set(manifest["files"]))]
     return found
+
+
+def large_files(manifest: dict[str, Any]) -> list[str]:
+    """Return the names of the files whose bytes `faults` does not read."""
+    return [name for name, recorded in manifest["files"].items() if recorded["size"] >= LARGE]
+
+
+def changed(image: Path, manifest: dict[str, Any], names: Iterable[str]) -> list[str]:
+    """Return a line for each of these files whose bytes are not those that were sealed."""
+    return [
+        f"{name}: its content has changed"
+        for name in names
+        if _digest(image / name) != manifest["files"][name].get("sha256")
+    ]
 
 
 def _digest(path: Path) -> str:

@@ -59,8 +59,10 @@ def check_room(pool: Path, init: int) -> None:
     if available < needed:
         raise JobFailed(
             "pool_full",
-            f"The image pool has {available / 2**20:.0f} MiB free; this dump needs about {needed / 2**20:.0f} MiB.",
-            f"Delete images that are no longer needed (mhctl image list), or enlarge the file system of {pool}.",
+            f"The image pool has {available / 2**20:.0f} MiB free;"
+            f" this dump needs about {needed / 2**20:.0f} MiB.",
+            "Delete images that are no longer needed (mhctl image list),"
+            f" or enlarge the file system of {pool}.",
         )
 
 
@@ -102,7 +104,7 @@ def check_mounts(manifest: dict[str, Any]) -> None:
 
 
 def holder_of_port(port: int) -> str:
-    """Return who listens on TCP or UDP `port` of this host, such as ``nginx (PID 812)``; empty if nobody does."""
+    """Return who listens on TCP or UDP `port` of this host, such as ``nginx (PID 812)``; empty if nobody."""
     inodes = set()
     for table in ("tcp", "tcp6", "udp", "udp6"):
         for row in Path(f"/proc/net/{table}").read_text(encoding="ascii").splitlines()[1:]:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
+from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import pycriu.rpc_pb2 as rpc
 
-from worker import connections, criu, supervision, warm
+from worker import connections, criu, manifest, supervision, warm
 from worker.errors import JobFailed
 from worker.explaining import explained
 from worker.runmh.main import LOG_FD
@@ -36,7 +39,18 @@ def restore(tools: Tools, service_id: str, image_id: str, facts: dict[str, Any],
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     call = criu.Call(ours)
     namespace = tools.warm if warm.serves(facts["mounts"]) else -1
+    # CRIU copies the memory without looking at it, and waits for the verdict before anything runs.
+    verdict: Future[list[str]] = Future()
+    large = manifest.large_files(facts)
+    reader = threading.Thread(target=_judge, args=(verdict, image, facts, large), name="verify")
+
+    def agreed(stage: str) -> bool:
+        if stage == "post-restore" and not verdict.done():
+            tools.step("verifying the memory")
+        return stage != "post-restore" or not verdict.result()
+
     try:
+        reader.start()
         with theirs:
             supervisor = supervision.begin(
                 tools.paths,
@@ -67,12 +81,24 @@ def restore(tools: Tools, service_id: str, image_id: str, facts: dict[str, Any],
                 opts.tcp_established = False
                 opts.tcp_close = True
             opts.inherit_fd.add(key=f"pipe:[{facts['pipe']}]", fd=LOG_FD)
-            answer = call.converse(request, timeout=tools.timeout)
+            opts.notify_scripts = bool(large)
+            answer = call.converse(request, timeout=tools.timeout, on_notify=agreed)
     except JobFailed as failure:
+        supervision.give_up(tools.paths, service_id)
         raise explained("restore", image, log, failure) from None
     finally:
         call.close()
+        reader.join()
     if not answer.success:
         supervisor.settle(tools.timeout)
+        if verdict.result():
+            raise manifest.damaged(image, verdict.result())
         raise explained("restore", image, log)
     return supervisor.running(tools.timeout)
+
+
+def _judge(verdict: Future[list[str]], image: Path, facts: dict[str, Any], names: list[str]) -> None:
+    try:
+        verdict.set_result(manifest.changed(image, facts, names))
+    except Exception as error:
+        verdict.set_exception(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -151,6 +152,13 @@ def launch(paths: Paths, action: str, service_id: str, tini: str, timeout: float
         JobFailed: it could not be started.
     """
     return begin(paths, action, service_id, tini).running(timeout)
+
+
+def give_up(paths: Paths, service_id: str) -> None:
+    """Tell a runmh whose CRIU does not come to an end to end it, and all that it has restored so far."""
+    state = read_state(paths, service_id)
+    if state.get("phase") == "restoring":
+        Process(*state["runmh"]).signal(signal.SIGTERM)
 
 
 def read_state(paths: Paths, service_id: str) -> dict[str, Any]:

@@ -78,6 +78,7 @@ class Supervisor:
         self.pipe, self.pipe_write = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.pipe, False)
         self.init = 0
+        self.swrk = 0
         self.status: int | None = None
         self.state: dict[str, Any] = {
             "service": arguments.service,
@@ -95,7 +96,9 @@ class Supervisor:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def _pass_on(self, number: int, _frame: object) -> None:
-        if self.init and self.status is None:
+        if self.swrk:
+            os.kill(self.swrk, signal.SIGKILL)
+        elif self.init and self.status is None:
             os.kill(self.init, number)
 
     def start(self, spec: dict[str, Any]) -> dict[str, Any] | None:
@@ -133,18 +136,23 @@ class Supervisor:
             None, or that nothing was restored; the worker knows why.
         """
         self.state["mounts"] = json.loads(self.arguments.mounts)
-        swrk = os.fork()
-        if swrk == 0:
+        self.write_state("restoring")
+        self.swrk = os.fork()
+        if self.swrk == 0:
             self._become_criu()
         for descriptor in (self.arguments.rpc_fd, self.arguments.lock_fd, self.arguments.namespace_fd):
             if descriptor >= 0:
                 os.close(descriptor)
-        _, status = os.waitpid(swrk, 0)
+        _, status = os.waitpid(self.swrk, 0)
+        self.swrk = 0
         restored = children(os.getpid())
-        if not restored:
-            return {"code": "restore_failed", "message": "CRIU restored nothing.", "criu_status": status}
-        self.init = restored[0]
-        return None
+        if status == 0 and restored:
+            self.init = restored[0]
+            return None
+        for pid in restored:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        return {"code": "restore_failed", "message": "CRIU restored nothing.", "remedy": ""}
 
     def _become_criu(self) -> NoReturn:
         paths = self.arguments

@@ -1,0 +1,92 @@
+"""SHA-256 sums of files that still grow, so that a large image is sealed soon after its last byte.
+
+Knows nothing of images, but that files named `pages-*.img` only grow at their end.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+
+_CHUNK = 4 << 20
+_PAUSE = 0.01
+_SYNC_FILE_RANGE_WRITE = 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+
+
+class _Growing:
+    """One file, summed up to where it has been read."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("rb", buffering=0)
+        self.sum = hashlib.sha256()
+        self.length = 0
+
+    def catch_up(self) -> bool:
+        """Read what has been added; False if that was nothing."""
+        began = self.length
+        while data := self.file.read(_CHUNK):
+            self.sum.update(data)
+            # The disk begins to write what is summed, so that the fsync at the end has little left to do.
+            _libc.sync_file_range(self.file.fileno(), self.length, len(data), _SYNC_FILE_RANGE_WRITE)
+            self.length += len(data)
+        return self.length > began
+
+
+class GrowingSums:
+    """Sums the pages in `folder` in a thread of its own while the block writes them.
+
+    Args:
+        folder: where the files appear.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, _Growing] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sums", daemon=True)
+
+    def __enter__(self) -> GrowingSums:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+        for growing in self._files.values():
+            growing.file.close()
+
+    def _stop(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(_PAUSE):
+            self._look()
+
+    def _look(self) -> None:
+        for path in self._folder.glob("pages-*.img"):
+            if path.name not in self._files:
+                self._files[path.name] = _Growing(path)
+            self._files[path.name].catch_up()
+
+    def digest_and_sync(self, path: Path) -> str:
+        """Return the sum of a file of the folder that is complete by now, which then survives a power cut.
+
+        Raises:
+            OSError: it cannot be read, or not be written to the disk.
+        """
+        self._stop()
+        growing = self._files.get(path.name)
+        if growing is None:
+            growing = self._files[path.name] = _Growing(path)
+        growing.catch_up()
+        os.fsync(growing.file.fileno())
+        return growing.sum.hexdigest()
