@@ -56,6 +56,8 @@ INSTALLED_APPS = [
     "ninja",
     "services",
     "images",
+    # Only for its commands check_host and rescan; the site imports nothing of it.
+    "worker",
 ]
 MIDDLEWARE = [
     "miehisto_web.middleware.StaticFiles",

@@ -79,6 +79,28 @@ def request_create(
         return new_job(JobKind.START, node=node, service=service, actor=actor, source=source)
 
 
+def adopt(service_id: str, *, node: Node, spec: dict[str, Any], state: ServiceState) -> Service:
+    """Make the row of a service that is known from a node's disk alone (a rescan).
+
+    spec: what the worker wrote when the service was started. state: what is true of it now.
+    """
+    now = timezone.now()
+    return Service.objects.create(
+        id=service_id,
+        node=node,
+        argv=spec["argv"],
+        user=spec.get("user", ""),
+        group=spec.get("group", ""),
+        cwd=spec.get("cwd") or "/",
+        env=spec.get("env", {}),
+        binds=spec.get("binds", []),
+        status=state.value,
+        created_at=now,
+        changed_at=now,
+        created_by="rescan",
+    )
+
+
 def request_start(service: Service, *, actor: Actor, source: str) -> Job:
     """Ask for a cold start of a service that has no process."""
     return _request(JobKind.START, service, actor=actor, source=source)
@@ -298,6 +320,7 @@ def _name_taken(noun: str, name: str) -> Problem:
 
 __all__ = [
     "ServiceState",
+    "adopt",
     "cancel",
     "claim",
     "enter_step",

@@ -43,6 +43,11 @@ def are_stale(paths: Paths, service_id: str, image_id: str) -> bool:
     return bool(present) and present.get("image") != image_id
 
 
+def present_image(paths: Paths, service_id: str) -> str:
+    """Return the id of the image that a service is at present; empty if it is none, or runs."""
+    return str(_read(paths, service_id).get("image", ""))
+
+
 def service_left(paths: Paths, service_id: str, image_id: str) -> None:
     """Note that the service is now this image; CRIU's firewall table stays only if it holds a connection."""
     image = paths.image(image_id)

@@ -17,7 +17,7 @@ from images.models import Image
 from services import operations
 from services.models import Job, Node, Service
 from services.states import TRANSIENT, JobKind, JobState, ServiceState
-from worker import locks, manifest, supervision
+from worker import connections, locks, manifest, supervision
 from worker.engine import Ended, describe
 from worker.errors import JobFailed
 from worker.paths import Paths
@@ -161,10 +161,13 @@ def rescan(paths: Paths, node: Node) -> list[str]:
     changes = []
     on_disk = {path.parent.name for path in paths.images.glob(f"[0-9a-f]*/{manifest.NAME}")}
     known = set(Image.objects.filter(node=node).values_list("pk", flat=True))
-    for service_id in sorted(path.parent.name for path in (paths.state_dir / "services").glob("*/spec.json")):
+    present = {path.parent.name for path in (paths.state_dir / "services").glob("*/spec.json")}
+    for service_id in sorted(present):
         if not Service.objects.filter(pk=service_id).exists():
             spec = json.loads(paths.spec(service_id).read_bytes())
-            operations.adopt(service_id, node=node, spec=spec)
+            dumped = connections.present_image(paths, service_id) in on_disk
+            state = ServiceState.DUMPED if dumped else ServiceState.EXITED
+            operations.adopt(service_id, node=node, spec=spec, state=state)
             changes.append(f"service {service_id}: made its row from its spec")
     for image_id in sorted(on_disk - known):
         if record_image(paths, image_id, node):
