@@ -48,10 +48,10 @@ def find(name: str) -> Account:
         entry = pwd.getpwnam(name)
     except KeyError:
         raise CannotRun(
-            f"there is no user {name!r} for the site to run as",
-            f"useradd --system --no-create-home --shell /usr/sbin/nologin {name}, or `make setup`",
+            f"There is no user {name!r} for the site to run as.",
+            "Make it with `make setup`, or with `useradd --system --no-create-home --shell /usr/sbin/nologin`.",
         ) from None
     if entry.pw_uid == 0:
-        raise CannotRun("the site must not run as root", "name another user in MIEHISTO_USER")
+        raise CannotRun("The site must not run as root.", "Name another user in MIEHISTO_USER.")
     groups = tuple(os.getgrouplist(name, entry.pw_gid))
     return Account(name, entry.pw_uid, entry.pw_gid, groups)

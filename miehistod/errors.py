@@ -5,13 +5,13 @@ class CannotRun(Exception):
     """A reason why miehistod cannot start or go on.
 
     Args:
-        message: a sentence without a full stop. remedy: what to do, "" when nobody knows.
+        message: a whole sentence. remedy: another, saying what to do.
     """
 
-    def __init__(self, message: str, remedy: str = "") -> None:
+    def __init__(self, message: str, remedy: str) -> None:
         super().__init__(message)
         self.message = message
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"{self.message}\n  remedy: {self.remedy}" if self.remedy else self.message
+        return f"{self.message}\n  remedy: {self.remedy}"

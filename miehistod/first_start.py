@@ -10,6 +10,7 @@ from miehistod.folders import write_private
 from miehistod.launch import Launcher
 
 ADMIN = "admin"
+FROM_DJANGO = "See what Django says above; DATABASE_URL names the database."
 
 
 # One process for both: most of their time goes into loading Django.
@@ -33,7 +34,9 @@ def prepare_database(launcher: Launcher) -> None:
     done = launcher.run_python_as_user("-c", PREPARE)
     token = done.stdout.strip().rpartition("\n")[2]
     if done.returncode != 0 or not token:
-        raise CannotRun(f"cannot prepare the database:\n{_last_lines(done.stderr or done.stdout)}")
+        raise CannotRun(
+            f"The database cannot be prepared:\n{_last_lines(done.stderr or done.stdout)}", FROM_DJANGO
+        )
     write_private(launcher.settings.run_dir / "token", token + "\n")
 
 
@@ -64,7 +67,7 @@ def make_admin(launcher: Launcher) -> Path:
     else:
         pending.unlink()
         if "already taken" not in done.stderr:  # else somebody made him, and knows his password
-            raise CannotRun(f"cannot make the site's first user:\n{_last_lines(done.stderr)}")
+            raise CannotRun(f"The site's first user cannot be made:\n{_last_lines(done.stderr)}", FROM_DJANGO)
     return path
 
 

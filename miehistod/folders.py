@@ -13,6 +13,8 @@ from miehistod.account import Account
 from miehistod.errors import CannotRun
 from miehistod.settings import Settings
 
+MAKE_ROOM = "See that its file system is there and writable, or set MIEHISTO_STATE_DIR, _RUN_DIR or _LOG_DIR."
+
 
 def make_folders(settings: Settings, account: Account) -> None:
     """Makes every folder that the parts rely on, and corrects owners and modes of those that exist.
@@ -36,12 +38,12 @@ def make_folders(settings: Settings, account: Account) -> None:
         _give_files(settings.database_dir, account)
         point_to(settings.run_dir / "redis.sock", Path("redis/redis.sock"))
     except OSError as error:
-        raise CannotRun(f"cannot make {error.filename}: {error.strerror}") from error
+        raise CannotRun(f"{error.filename} cannot be made: {error.strerror}.", MAKE_ROOM) from error
     for path in (settings.database_dir, settings.redis_dir):
         if not account.may("-x", path):
             raise CannotRun(
-                f"user {account.name} cannot enter {path}",
-                "open the folders above it (chmod o+x), or choose another",
+                f"User {account.name} cannot enter {path}.",
+                "Open the folders above it (chmod o+x), or choose another.",
             )
 
 
@@ -96,7 +98,7 @@ def take_lock(run_dir: Path) -> TextIO:
         run_dir.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="ascii")
     except OSError as error:
-        raise CannotRun(f"cannot make {error.filename}: {error.strerror}") from error
+        raise CannotRun(f"{error.filename} cannot be made: {error.strerror}.", MAKE_ROOM) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -104,8 +106,8 @@ def take_lock(run_dir: Path) -> TextIO:
         holder = file.read().strip() or "another process"
         file.close()
         raise CannotRun(
-            f"miehistod is running already: process {holder} holds {path}",
-            "stop that one, or give this one a MIEHISTO_RUN_DIR of its own",
+            f"miehistod is running already: process {holder} holds {path}.",
+            "Stop that one, or give this one a MIEHISTO_RUN_DIR of its own.",
         ) from None
     file.truncate(0)
     file.write(f"{os.getpid()}\n")

@@ -91,8 +91,8 @@ class Launcher:
         if found.returncode != 0:
             last = (found.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise CannotRun(
-                f"user {self.account.name} cannot run the site from {self.checkout}: {last}",
-                f"chmod -R go+rX {self.checkout}, and see that {sys.base_prefix} is open to him too",
+                f"User {self.account.name} cannot run the site from {self.checkout}: {last}.",
+                f"Run `chmod -R go+rX {self.checkout}`, and see that {sys.base_prefix} is open to him too.",
             )
 
     def wrap(self, argv: list[str], *, as_user: bool, listen: tuple[int, ...] = ()) -> list[str]:

@@ -150,7 +150,8 @@ def main() -> int:
     try:
         if os.geteuid() != 0:
             raise CannotRun(
-                "miehistod must run as root: CRIU dumps and restores nothing otherwise", "sudo miehistod"
+                "miehistod must run as root: CRIU dumps and restores nothing otherwise.",
+                "Start it with `sudo miehistod`.",
             )
         settings = read()
         with folders.take_lock(settings.run_dir):

@@ -30,7 +30,7 @@ def redis_part(launcher: Launcher) -> PartSpec:
     program = shutil.which("redis-server")
     if program is None:
         raise CannotRun(
-            "redis-server is not installed", "`make setup`, or name another Redis in CELERY_BROKER_URL"
+            "redis-server is not installed.", "Run `make setup`, or name another Redis in CELERY_BROKER_URL."
         )
     folder = launcher.settings.redis_dir
     argv = [program, "--port", "0", "--unixsocket", str(folder / "redis.sock"), "--unixsocketperm", "660"]

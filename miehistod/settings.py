@@ -78,7 +78,9 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
     )
     host, _, port = settings.bind.rpartition(":")
     if not (host and port.isascii() and port.isdecimal() and int(port) < 65536):
-        raise CannotRun(f"cannot listen on {settings.bind!r}", "MIEHISTO_BIND has the form HOST:PORT")
+        raise CannotRun(
+            f"The site cannot listen on {settings.bind!r}.", "Give MIEHISTO_BIND the form HOST:PORT."
+        )
     if settings.broker_url == settings.own_broker_url:
         settings = Settings(**{**vars(settings), "broker_url": ""})
     return settings

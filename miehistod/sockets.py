@@ -33,8 +33,8 @@ def listen_tcp(settings: Settings) -> socket.socket:
                 time.sleep(0.1)
                 continue
             raise CannotRun(
-                f"cannot listen on {settings.bind}: {error.strerror}",
-                "choose another address in MIEHISTO_BIND",
+                f"The site cannot listen on {settings.bind}: {error.strerror}.",
+                "Choose another address in MIEHISTO_BIND.",
             ) from error
 
 
@@ -58,5 +58,8 @@ def listen_unix(settings: Settings, account: Account) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise CannotRun(f"cannot listen on {path}: {error.strerror or error}") from error
+        raise CannotRun(
+            f"The site cannot listen on {path}: {error.strerror or error}.",
+            "Choose another (shorter) MIEHISTO_RUN_DIR.",
+        ) from error
     return listener

@@ -336,7 +336,7 @@ def test_folders_that_the_sites_user_cannot_reach_are_named(
 ) -> None:
     closed = open_dir / "closed"
     closed.mkdir(mode=0o700)
-    with pytest.raises(CannotRun, match=r"user miehisto cannot enter .*/closed/state/database"):
+    with pytest.raises(CannotRun, match=r"User miehisto cannot enter .*/closed/state/database"):
         folders.make_folders(replace(settings, state_dir=closed / "state"), site_user)
 
 
