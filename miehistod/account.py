@@ -49,7 +49,7 @@ def find(name: str) -> Account:
     except KeyError:
         raise CannotRun(
             f"There is no user {name!r} for the site to run as.",
-            "Make it with `make setup`, or with `useradd --system --no-create-home --shell /usr/sbin/nologin`.",
+            "Run `make setup`, or make it with `useradd --system --no-create-home`.",
         ) from None
     if entry.pw_uid == 0:
         raise CannotRun("The site must not run as root.", "Name another user in MIEHISTO_USER.")
