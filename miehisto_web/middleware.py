@@ -8,7 +8,7 @@ import io
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.conf import settings
 from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.messages.middleware import MessageMiddleware
@@ -177,9 +177,10 @@ class FrameOptions(_PagesOnly, XFrameOptionsMiddleware):
 
 
 class Csrf(_PagesOnly, CsrfViewMiddleware):
-    async def process_view(  # type: ignore[override]  # Django calls either kind, this one without a thread
+    async def process_view(  # type: ignore[override]  # Django calls either kind
         self, request: HttpRequest, callback: Any, args: Any, kwargs: Any
     ) -> HttpResponseBase | None:
         if _has_token(request):
             return None
-        return super().process_view(request, callback, args, kwargs)
+        # In a thread, for a refusal shows a page, which reads the session.
+        return await sync_to_async(super().process_view)(request, callback, args, kwargs)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from django.http import HttpRequest, HttpResponseBase, JsonResponse, StreamingHttpResponse
@@ -46,5 +47,6 @@ async def job_answer(request: HttpRequest, job: Job, wait: float) -> HttpRespons
 
 
 async def _ndjson(job: Job, wait: float) -> AsyncIterator[bytes]:
-    async for line in waiting.lines(job, wait):
-        yield (json.dumps(line) if line is not None else "").encode() + b"\n"
+    async with aclosing(waiting.lines(job, wait)) as lines:
+        async for line in lines:
+            yield (json.dumps(line) if line is not None else "").encode() + b"\n"

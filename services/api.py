@@ -3,6 +3,7 @@
 # ruff: noqa: ARG001 (Django and ninja fix the arguments)
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
@@ -150,11 +151,13 @@ async def service_logs(
         return HttpResponse(text, content_type="text/plain; charset=utf-8")
 
     async def stream() -> AsyncIterator[bytes]:
+        # gunicorn holds back even the head until there is something to send with it.
         if text:
             yield text
-        async for added in logs.follow(inode, offset, logs.path_of(service_id)):
-            if added:
-                yield added
+        async with aclosing(logs.follow(inode, offset, logs.path_of(service_id))) as following:
+            async for added in following:
+                if added:
+                    yield added
 
     response = StreamingHttpResponse(stream(), content_type="text/plain; charset=utf-8")
     response["Cache-Control"] = "no-store"

@@ -5,6 +5,7 @@ import secrets
 from datetime import timedelta
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.db.models import Q
 from django.http import HttpRequest
@@ -69,7 +70,7 @@ class TokenOrSession(HttpBearer):
         user = await request.auser()
         if not user.is_authenticated:
             return None
-        if check_csrf(request) is not None:
+        if await sync_to_async(check_csrf)(request) is not None:
             raise not_allowed(
                 "The CSRF token is missing or wrong.", "Send the cookie's value as X-CSRFToken."
             )

@@ -5,7 +5,7 @@ runmh renames ID.log to ID.log.1 when it is full and begins a new ID.log.
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from django.conf import settings
@@ -54,7 +54,7 @@ def _end_of(path: Path, lines: int) -> tuple[bytes, int, int]:
     return b"".join(last), status.st_ino, status.st_size
 
 
-async def follow(inode: int, offset: int, path: Path) -> AsyncIterator[bytes]:
+async def follow(inode: int, offset: int, path: Path) -> AsyncGenerator[bytes, None]:
     """Yield what is added to the log from `offset` of the file `inode` on; b"" when nothing was for a while.
 
     It ends only when the caller stops asking.

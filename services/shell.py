@@ -5,6 +5,7 @@ import getpass
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import aclosing
 from typing import Any, NoReturn
 
 from django.core.management.base import BaseCommand, CommandParser
@@ -76,13 +77,12 @@ class JobCommand(ShellCommand):
     async def _watch(self, job: Job) -> None:
         # A job longer than the API's longest wait is simply watched again.
         while True:
-            async for event in waiting.events(job, waiting.LONGEST):
-                if event is None:
-                    continue
-                if event.step and sys.stderr.isatty():
-                    self.stderr.write(event.step)
-                if JobState(event.status) in ENDED_JOB:
-                    return
+            async with aclosing(waiting.events(job, waiting.LONGEST)) as happening:
+                async for event in happening:
+                    if event and event.step and sys.stderr.isatty():
+                        self.stderr.write(event.step)
+                    if event and JobState(event.status) in ENDED_JOB:
+                        return
             job.known_events = None
 
 

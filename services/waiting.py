@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from django.conf import settings
@@ -34,7 +35,7 @@ def _new_events(job_id: str, after: int) -> list[JobEvent]:
     return list(JobEvent.objects.filter(job_id=job_id, pk__gt=after))
 
 
-async def events(job: Job, seconds: float) -> AsyncIterator[JobEvent | None]:
+async def events(job: Job, seconds: float) -> AsyncGenerator[JobEvent | None, None]:
     """Yield the job's events as they are written, until it ended or `seconds` are over.
 
     None is yielded when nothing happened for a while, so that the caller can do something else.
@@ -46,18 +47,21 @@ async def events(job: Job, seconds: float) -> AsyncIterator[JobEvent | None]:
         yield event
         if JobState(event.status) in ENDED_JOB:
             return
-    async for _ in _wakes(job.pk, deadline):
-        fresh = await in_thread(_new_events, job.pk, last)
-        for event in fresh:
-            last = event.pk
-            yield event
-            if JobState(event.status) in ENDED_JOB:
-                return
-        if not fresh:
-            yield None
+    # Closed by hand, here and below: a generator left half way would keep its connection until it is
+    # collected, on a loop that may be gone by then.
+    async with aclosing(_wakes(job.pk, deadline)) as wakes:
+        async for _ in wakes:
+            fresh = await in_thread(_new_events, job.pk, last)
+            for event in fresh:
+                last = event.pk
+                yield event
+                if JobState(event.status) in ENDED_JOB:
+                    return
+            if not fresh:
+                yield None
 
 
-async def _wakes(job_id: str, deadline: float) -> AsyncIterator[None]:
+async def _wakes(job_id: str, deadline: float) -> AsyncGenerator[None, None]:
     """Yield whenever it is worth a look at the rows: at once, at each ring, and now and then anyway."""
     client = redis.Redis.from_url(
         bell.redis_url(settings.CELERY_BROKER_URL),
@@ -83,25 +87,26 @@ async def _wakes(job_id: str, deadline: float) -> AsyncIterator[None]:
 
 async def ended(job: Job, seconds: float) -> Job:
     """Return the job when it has ended, or as it is after `seconds`."""
-    async for _event in events(job, seconds):
-        pass
+    async with aclosing(events(job, seconds)) as happening:
+        async for _event in happening:
+            pass
     return await in_thread(load, job.pk)
 
 
-async def lines(job: Job, seconds: float) -> AsyncIterator[dict[str, Any] | None]:
+async def lines(job: Job, seconds: float) -> AsyncGenerator[dict[str, Any] | None, None]:
     """Yield {"event": …} as they happen, None when it is time for a keep-alive, and {"job": …} at last."""
     spoken = time.monotonic()
-    first = True
-    async for event in events(job, seconds):
-        if event is not None:
-            line: dict[str, Any] = {"event": {"job": job.pk, **event_object(event)}}
-            warning = job_object(job).get("warning")
-            if first and warning:
-                line["warning"] = warning
-            first = False
-            spoken = time.monotonic()
-            yield line
-        elif time.monotonic() - spoken >= KEEP_ALIVE:
-            spoken = time.monotonic()
-            yield None
+    warning = job_object(job).get("warning")
+    async with aclosing(events(job, seconds)) as happening:
+        async for event in happening:
+            if event is not None:
+                line: dict[str, Any] = {"event": {"job": job.pk, **event_object(event)}}
+                if warning:
+                    line["warning"] = warning
+                    warning = None
+                spoken = time.monotonic()
+                yield line
+            elif time.monotonic() - spoken >= KEEP_ALIVE:
+                spoken = time.monotonic()
+                yield None
     yield {"job": job_object(await in_thread(load, job.pk))}

@@ -287,10 +287,11 @@ def test_a_name_is_taken_once() -> None:
 
 
 def test_references() -> None:
-    one = running_service("one")
-    Service.objects.filter(pk=one.pk).update(id="ab" + "0" * 30)
-    two = running_service("two")
-    Service.objects.filter(pk=two.pk).update(id="ab" + "1" * 30, name="ab0")
+    now = datetime.now(UTC)
+    for number, name in (("0", "one"), ("1", "ab0")):
+        Service.objects.create(
+            id="ab" + number * 30, name=name, node=Node.objects.local(), created_at=now, changed_at=now
+        )
     assert Service.objects.by_reference("ab" + "1" * 30).name == "ab0"
     assert Service.objects.by_reference("ab0").name == "ab0", "a name goes before the beginning of an id"
     assert Service.objects.by_reference("AB00").name == "one"

@@ -1,0 +1,105 @@
+"""Settings: every name is documented, the defaults are safe."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+
+from miehisto_web.environment import database_from_url, host_of_bind, newest_tini, secret_key
+
+ROOT = Path(__file__).parent.parent
+NAME = re.compile(r"\b(?:MIEHISTO_[A-Z_]*[A-Z]|DATABASE_URL|CELERY_BROKER_URL)\b")
+PACKAGES = ("miehisto_web", "services", "images", "worker", "miehistod", "mhctl")
+
+
+def names_in(path: Path) -> set[str]:
+    return set(NAME.findall(path.read_text(encoding="utf-8")))
+
+
+def test_every_setting_is_documented_and_every_documented_one_is_read() -> None:
+    read: set[str] = set()
+    for package in PACKAGES:
+        for file in (ROOT / package).rglob("*.py"):
+            read |= names_in(file)
+    rows = (ROOT / "docs/settings.md").read_text(encoding="utf-8").splitlines()
+    table = {found[1] for row in rows if (found := re.match(r"\| `([A-Z_]+)` \|", row))}
+    assert names_in(ROOT / "miehisto_web/settings.py") <= table
+    assert table == read
+
+
+def loaded(**environment: str) -> dict[str, Any]:
+    """Return settings as a process with this environment has them."""
+    program = (
+        "import json; from django.conf import settings as s;"
+        "print(json.dumps({k: getattr(s, k) for k in ('DEBUG', 'ALLOWED_HOSTS', 'SESSION_COOKIE_SECURE',"
+        " 'SESSION_COOKIE_HTTPONLY', 'MIEHISTO_NODE', 'CELERY_BROKER_URL', 'SECRET_KEY')}))"
+    )
+    clean = {key: value for key, value in os.environ.items() if not NAME.fullmatch(key)}
+    answer = subprocess.run(
+        [sys.executable, "-c", program],
+        env=clean | {"DJANGO_SETTINGS_MODULE": "miehisto_web.settings"} | environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return dict(__import__("json").loads(answer.stdout))
+
+
+def test_the_defaults_are_safe() -> None:
+    settings = loaded(MIEHISTO_NODE="", MIEHISTO_RUN_DIR="")
+    assert settings["DEBUG"] is False
+    assert settings["SESSION_COOKIE_HTTPONLY"] is True
+    assert {"localhost", "127.0.0.1", "[::1]", settings["MIEHISTO_NODE"]} <= set(settings["ALLOWED_HOSTS"])
+    assert "*" not in settings["ALLOWED_HOSTS"]
+    assert settings["CELERY_BROKER_URL"] == "redis+socket:///run/miehisto/redis.sock"
+    assert loaded()["SECRET_KEY"] != loaded()["SECRET_KEY"], "without a file each process makes one up"
+
+
+def test_hosts_and_https_come_from_the_environment() -> None:
+    settings = loaded(
+        MIEHISTO_BIND="192.0.2.7:80", MIEHISTO_ALLOWED_HOSTS="a.example,b.example", MIEHISTO_HTTPS="1"
+    )
+    assert {"192.0.2.7", "a.example", "b.example"} <= set(settings["ALLOWED_HOSTS"])
+    assert settings["SESSION_COOKIE_SECURE"] is True
+
+
+def test_a_bind_to_every_interface_allows_no_host() -> None:
+    assert host_of_bind("0.0.0.0:80") == host_of_bind("[::]:80") == host_of_bind(":80") == []
+    assert host_of_bind("[::1]:80") == ["[::1]"]
+    assert host_of_bind("node.example:80") == ["node.example"]
+
+
+def test_database_addresses() -> None:
+    assert database_from_url("sqlite:////var/x.db")["NAME"] == "/var/x.db"
+    postgres = database_from_url("postgres://me:p%40ss@db.example:5433/mh?sslmode=require")
+    assert (postgres["USER"], postgres["PASSWORD"], postgres["HOST"], postgres["PORT"], postgres["NAME"]) == (
+        "me",
+        "p@ss",
+        "db.example",
+        "5433",
+        "mh",
+    )
+    assert postgres["OPTIONS"] == {"sslmode": "require"}
+    for wrong in ("mysql://x/y", "sqlite:///"):
+        with pytest.raises(ImproperlyConfigured):
+            database_from_url(wrong)
+
+
+def test_the_secret_key_comes_from_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "secret_key"
+    file.write_text("from the file\n")
+    assert secret_key("", file) == "from the file"
+    assert secret_key("given", file) == "given"
+
+
+def test_the_newest_tini_is_the_highest_number(tmp_path: Path) -> None:
+    for version in ("0.9.0", "0.19.0", "0.18.1"):
+        (tmp_path / f"tini-{version}").touch()
+    assert newest_tini(tmp_path) == str(tmp_path / "tini-0.19.0")
+    assert newest_tini(tmp_path / "none") == ""
