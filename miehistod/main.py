@@ -16,11 +16,15 @@ from miehistod.errors import CannotRun
 from miehistod.launch import Launcher
 from miehistod.settings import Settings, read
 from miehistod.supervisor import GaveUp, PartSpec, Supervisor
+from worker import orphans
 
-USAGE = """usage: miehistod
+ORPHANS_EVERY = 1.0
+
+USAGE = """usage: miehistod [--prepare]
 
 Runs everything of one node in the foreground, logs on stdout: the site, the worker, the scheduler and, unless
 CELERY_BROKER_URL names another, a private Redis. SIGTERM or Ctrl-C ends it; services go on running.
+--prepare only makes the folders, the database and the first login, and ends.
 Settings come from the environment; docs/settings.md lists them.
 """
 
@@ -51,6 +55,28 @@ class Prepared:
     redis: PartSpec | None
     others: list[PartSpec]
     listeners: list[socket.socket]
+
+
+def prepare_disk(settings: Settings) -> None:
+    """Makes what a node keeps: its folders, its secret key, its database, its first login.
+
+    Raises:
+        CannotRun: something is missing.
+    """
+    site_user = account.find(settings.user)
+    folders.make_folders(settings, site_user)
+    folders.make_secret_key(settings, site_user)
+    launcher = Launcher(settings, site_user)
+    launcher.make_places()
+    first_start.prepare_database(launcher)
+    first_start.make_admin(launcher)
+
+
+async def adopt_orphans(supervisor: Supervisor) -> None:
+    """Reaps, for ever, what the parts launched and left behind: supervisors of services that have ended."""
+    while True:
+        await asyncio.sleep(ORPHANS_EVERY)
+        orphans.reap(frozenset(part.pid for part in supervisor.parts.values() if part.pid))
 
 
 def prepare(settings: Settings) -> Prepared:
@@ -108,6 +134,7 @@ async def run(node: Prepared) -> int:
     Returns:
         the exit code: 0 after a signal.
     """
+    orphans.adopt()
     supervisor = Supervisor(say)
     loop = asyncio.get_running_loop()
     signalled = asyncio.Event()
@@ -118,6 +145,7 @@ async def run(node: Prepared) -> int:
         asyncio.create_task(bring_up(node, supervisor)),
         asyncio.create_task(supervisor.wait()),  # a part may die too often before the node is ready
         asyncio.create_task(signalled.wait()),
+        asyncio.create_task(adopt_orphans(supervisor)),
     ]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
@@ -143,7 +171,8 @@ async def run(node: Prepared) -> int:
 
 def main() -> int:
     """The entry point. Returns the exit code."""
-    if sys.argv[1:]:
+    only_prepare = sys.argv[1:] == ["--prepare"]
+    if sys.argv[1:] and not only_prepare:
         wants_help = sys.argv[1:] in (["-h"], ["--help"])
         (sys.stdout if wants_help else sys.stderr).write(USAGE)
         return 0 if wants_help else 2
@@ -154,6 +183,9 @@ def main() -> int:
                 "Start it with `sudo miehistod`.",
             )
         settings = read()
+        if only_prepare:
+            prepare_disk(settings)
+            return 0
         with folders.take_lock(settings.run_dir):
             return asyncio.run(run(prepare(settings)))
     except CannotRun as reason:

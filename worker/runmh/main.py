@@ -191,7 +191,8 @@ class Supervisor:
             main = next(map(Process.of, children(self.init)), None)
             if main is None:
                 time.sleep(0.001)
-        self.state.update(init=Process.of(self.init), main=main)
+        # One that has ended already keeps its PID here, with a start time that no process has.
+        self.state.update(init=Process.of(self.init) or Process(self.init, 0), main=main)
 
     def supervise(self) -> None:
         """Keep the log until the service has ended, then say how it ended."""
