@@ -1,0 +1,82 @@
+"""Turns measurements into the tables of docs/performance.md. Measures nothing."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measuring import machine, ratio
+
+PAGE = Path(__file__).resolve().parent.parent / "docs/performance.md"
+_HEAD = """# Performance
+
+Every number here was written by `make bench` or `make bench-peers`. Run them on a machine of yours, and
+compare the ratios, which were taken side by side in one run, rather than the seconds. A ratio is the median of the
+pairs, with the least and the most in brackets; seconds likewise.
+"""
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines) + "\n"
+
+
+def bare(found: dict[str, Any]) -> str:
+    """Return the section that compares Miehistö with bare CRIU."""
+    text = (
+        "Whole commands, from the operator's key to his prompt (`mhctl service dump`, `restore`),\n"
+        "against `criu dump` and `criu restore` of the same process tree, same options.\n\n"
+    )
+    rows = []
+    for name, label in (("small", "http.server, 9 MiB"), ("large", "1 GiB of memory")):
+        samples = found[name]["samples"]
+        for verb in ("dump", "restore"):
+            ours, theirs = samples[verb], samples[f"bare {verb}"]
+            rows.append([f"{label}: {verb}", str(ours), str(theirs), ratio(ours, theirs)])
+    text += table(["", "Miehistö, s", "bare CRIU, s", "ratio"], rows)
+    for name, label in (("small", "the small service"), ("large", "the service of 1 GiB")):
+        for verb, parts in found[name]["phases"].items():
+            text += f"Where the time of a {verb} of {label} goes, medians in ms:\n\n"
+            text += table(
+                ["part", "ms"], [[part, f"{seconds * 1000:.1f}"] for part, seconds in parts.items()]
+            )
+    many = found["many"]
+    text += "20 small services at once, seconds in total:\n\n"
+    total = many["bare dumps in a row"]
+    text += table(
+        ["", "s", "of the bare dumps"],
+        [[name, f"{value:.2f}", f"{value / total:.2f}"] for name, value in many.items()],
+    )
+    text += "The smaller parts:\n\n"
+    supervisor = found["supervisor"]
+    return text + table(
+        ["", ""],
+        [
+            ["`mhctl service list`, whole process, s", str(found["client"])],
+            ["runmh, MiB resident", f"{supervisor['MiB resident']:.1f}"],
+            ["runmh, s to load and start", f"{supervisor['seconds to start']:.3f}"],
+        ],
+    )
+
+
+def peers(found: dict[str, Any]) -> str:
+    """Return the section that compares Miehistö with container engines."""
+    rows = [[name, str(samples["dump"]), str(samples["restore"])] for name, samples in found["times"].items()]
+    text = "The same http.server, checkpointed and restored by each, seconds of the whole command:\n\n"
+    text += table(["", "dump", "restore"], rows)
+    return text + "".join(f"- {line}\n" for line in found["remarks"])
+
+
+def write(section: str, text: str) -> None:
+    """Put `text` in its section of docs/performance.md and leave the others as they are."""
+    page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else _HEAD
+    titles = {"bare": "Against bare CRIU", "peers": "Against container engines"}
+    stamp = f"Taken on {datetime.now(UTC):%Y-%m-%d} on {machine()}.\n\n"
+    body = f"## {titles[section]}\n<!-- {section}: written by the benchmark -->\n\n{stamp}{text.rstrip()}\n"
+    pattern = re.compile(rf"## {titles[section]}\n.*?(?=^## |\Z)", re.S | re.M)
+    page = pattern.sub(lambda _: body + "\n", page) if pattern.search(page) else f"{page.rstrip()}\n\n{body}"
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(page.rstrip() + "\n", encoding="utf-8")
