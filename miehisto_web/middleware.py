@@ -13,6 +13,7 @@ from django.conf import settings
 from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.messages.middleware import MessageMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
+from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.middleware.clickjacking import XFrameOptionsMiddleware
 from django.middleware.common import CommonMiddleware
@@ -89,7 +90,17 @@ class Front(_Async):
     async def _answer(self, request: HttpRequest) -> HttpResponseBase:
         if not request.path_info.startswith(API):
             return await self.get_response(request)
-        request.get_host()  # raises for a host that isn't ours, as CommonMiddleware does for pages
+        try:
+            request.get_host()  # as CommonMiddleware does for pages
+        except DisallowedHost:
+            return _problem(
+                bad_input(
+                    "The request is for a host name that is not this site's.",
+                    "Add the name to MIEHISTO_ALLOWED_HOSTS.",
+                    http_status=400,
+                ),
+                status=400,
+            )
         if not _read_body(request):
             return _problem(
                 bad_input(

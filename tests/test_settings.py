@@ -1,5 +1,6 @@
 """Settings: every name is documented, the defaults are safe."""
 
+import json
 import os
 import re
 import subprocess
@@ -48,17 +49,18 @@ def loaded(**environment: str) -> dict[str, Any]:
         text=True,
         check=True,
     )
-    return dict(__import__("json").loads(answer.stdout))
+    return dict(json.loads(answer.stdout))
 
 
-def test_the_defaults_are_safe() -> None:
+def test_the_defaults_are_safe(tmp_path: Path) -> None:
     settings = loaded(MIEHISTO_NODE="", MIEHISTO_RUN_DIR="")
     assert settings["DEBUG"] is False
     assert settings["SESSION_COOKIE_HTTPONLY"] is True
     assert {"localhost", "127.0.0.1", "[::1]", settings["MIEHISTO_NODE"]} <= set(settings["ALLOWED_HOSTS"])
     assert "*" not in settings["ALLOWED_HOSTS"]
     assert settings["CELERY_BROKER_URL"] == "redis+socket:///run/miehisto/redis.sock"
-    assert loaded()["SECRET_KEY"] != loaded()["SECRET_KEY"], "without a file each process makes one up"
+    empty = {"MIEHISTO_STATE_DIR": str(tmp_path)}
+    assert loaded(**empty)["SECRET_KEY"] != loaded(**empty)["SECRET_KEY"], "each process makes one up"
 
 
 def test_hosts_and_https_come_from_the_environment() -> None:
