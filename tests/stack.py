@@ -117,7 +117,7 @@ class Stack:
     def mhctl(self, *words: str, check: bool = True, timeout: float = 120) -> Answer:
         """Run mhctl as a process; with `check`, fail the test if it does not exit with 0."""
         done = subprocess.run(
-            [sys.executable, "-c", "from mhctl.main import main; main()", *words],
+            [sys.executable, "-c", "import sys; from mhctl.main import main; sys.exit(main())", *words],
             cwd=CHECKOUT,
             env=self.environment,
             capture_output=True,
