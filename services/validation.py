@@ -53,10 +53,12 @@ def command(value: object) -> list[str]:
             field="args",
         )
     if not value:
-        raise bad_input("There is no command to run: args is empty.", "Name one.", field="args")
+        raise bad_input(
+            "There is no command to run: args is empty.", "Name the command to run.", field="args"
+        )
     argv = [text(item, f"args[{index}]", one_line=index == 0) for index, item in enumerate(value)]
     if not argv[0].strip():
-        raise bad_input("The command, args[0], is empty.", "Name one.", field="args[0]")
+        raise bad_input("The command, args[0], is empty.", "Name the command to run.", field="args[0]")
     return argv
 
 

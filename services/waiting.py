@@ -106,6 +106,10 @@ async def lines(job: Job, seconds: float) -> AsyncGenerator[dict[str, Any] | Non
                     warning = None
                 spoken = time.monotonic()
                 yield line
+                if JobState(event.status) in ENDED_JOB:
+                    # Said before the connection to Redis is closed: somebody waits for this line.
+                    yield {"job": job_object(await in_thread(load, job.pk))}
+                    return
             elif time.monotonic() - spoken >= KEEP_ALIVE:
                 spoken = time.monotonic()
                 yield None
