@@ -28,6 +28,7 @@ _REQUIRED = {
     "files": dict,
     "mounts": list,
     "pipe": int,
+    "sum": str,
 }
 
 
@@ -37,7 +38,7 @@ def seal(partial: Path, final: Path, facts: dict[str, Any], sums: GrowingSums) -
     Args:
         partial: the folder that CRIU has written.
         final: where the image shall be, in the same file system.
-        facts: all of the manifest but `version` and `files`.
+        facts: all of the manifest but `version`, `files` and `sum`.
         sums: what has been summed of `partial` so far.
 
     Returns:
@@ -51,7 +52,7 @@ def seal(partial: Path, final: Path, facts: dict[str, Any], sums: GrowingSums) -
         os.chown(path, 0, 0)
         path.chmod(0o600)
         files[path.name] = {"size": path.stat().st_size, "sha256": sums.digest_and_sync(path)}
-    manifest = {"version": VERSION, **facts, "files": files}
+    manifest = _summed({"version": VERSION, **facts, "files": files})
     os.chown(partial, 0, 0)
     write_json(partial / NAME, manifest)
     partial.rename(final)
@@ -61,9 +62,15 @@ def seal(partial: Path, final: Path, facts: dict[str, Any], sums: GrowingSums) -
 
 def amend(image: Path, manifest: dict[str, Any], **more: Any) -> dict[str, Any]:
     """Add what was learnt after the sealing, such as CRIU's figures, and return the new manifest."""
-    amended = {**manifest, **more}
+    amended = _summed({**manifest, **more})
     write_json(image / NAME, amended)
     return amended
+
+
+def _summed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest with the sum of all else that it says: it tells CRIU what to mount and where."""
+    said = {name: value for name, value in manifest.items() if name != "sum"}
+    return said | {"sum": hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()}
 
 
 def read(image: Path) -> dict[str, Any]:
@@ -75,6 +82,8 @@ def read(image: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((image / NAME).read_bytes())
     except FileNotFoundError:
+        if image.is_dir():
+            raise damaged(image, [f"{NAME}: is missing"]) from None
         raise JobFailed(
             "image_missing",
             f"The image {image.name} is not in this node's pool.",
@@ -93,6 +102,8 @@ def read(image: Path) -> dict[str, Any]:
             f"The image {image.name} was made by a newer Miehistö (manifest {manifest['version']}).",
             "Restore it on a node with that version, or upgrade this one.",
         )
+    if manifest != _summed(manifest):
+        raise damaged(image, [f"{NAME}: its content has changed"])
     return manifest
 
 
