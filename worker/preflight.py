@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from worker import process
+from worker import namespaces, process
 from worker.criu import Account, has_sys_resource
 from worker.errors import JobFailed
+from worker.runmh.launch import binds_of
 
 # Room that the pool keeps beside the memory itself, for CRIU's other files and the manifest.
 _RESERVE = 16 * 1024 * 1024
@@ -88,8 +89,11 @@ def check_mounts(manifest: dict[str, Any]) -> None:
         JobFailed: names what is missing.
     """
     missing = []
+    # Not by os.path.ismount: it doesn't know a bind of a folder from the folder.
+    mounted = set(namespaces.host_mounts())
+    asked_for = {target for _, target, _ in binds_of(manifest["spec"])}
     for target, source in manifest["mounts"]:
-        if target == source and not os.path.ismount(source):
+        if target not in asked_for and source not in mounted:
             missing.append(f"{source}: no file system is mounted there")
         elif not Path(source).exists():
             missing.append(f"{source}: does not exist")
