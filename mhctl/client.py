@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 
-from mhctl.errors import ApiError, ConnectionLost, UsageError
+from mhctl.errors import NOT_FOUND, ApiError, ConnectionLost, MhctlError, UsageError
 from mhctl.transport import START_IT, Address, Response, exchange, quote
 
 TYPE_CHECKING = False
@@ -122,6 +122,23 @@ class Client:
         if isinstance(answer, dict):
             answer = next((value for value in answer.values() if isinstance(value, list)), [])
         return list(answer or [])
+
+
+def segment(noun: str, reference: str) -> str:
+    """What an operand becomes in the API's path.
+
+    Raises:
+        MhctlError: it has a slash, as no id and no name has, and would lead to another address.
+    """
+    if "/" in reference:
+        listing = "mhctl service list --all" if noun == "service" else f"mhctl {noun} list"
+        raise MhctlError(
+            f"There is no {noun} {reference!r}.",
+            remedy=f"See `{listing}` for what is there.",
+            code=f"{noun}_not_found",
+            exit_code=NOT_FOUND,
+        )
+    return quote(reference)
 
 
 def refusal(response: Response, client: Client) -> ApiError:

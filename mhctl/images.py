@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from mhctl.client import segment
 from mhctl.jobs import client_of, describe, make_job
 from mhctl.text import moment, put, put_json, size, table, value
-from mhctl.transport import quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def path_of(parsed: Parsed, tail: str = "") -> str:
     """The API's path of the image that the first operand names."""
-    return f"images/{quote(parsed.operands[0])}{tail}"
+    return f"images/{segment('image', parsed.operands[0])}{tail}"
 
 
 def image_id(job: Json) -> str:

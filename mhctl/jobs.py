@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from mhctl.client import Client
+from mhctl.client import Client, segment
 from mhctl.errors import MhctlError
 from mhctl.text import command_line, fields, moment, plain, put, put_json, table, value
-from mhctl.transport import quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ def list_jobs(parsed: Parsed) -> None:
 
 def show_job(parsed: Parsed) -> None:
     """`mhctl job show`."""
-    job = client_of(parsed).call("GET", f"jobs/{quote(parsed.operands[0])}")
+    job = client_of(parsed).call("GET", f"jobs/{segment('job', parsed.operands[0])}")
     if parsed.options["json"]:
         put_json(job)
         return
@@ -161,7 +160,7 @@ def wait_for_job(parsed: Parsed) -> None:
 
     wait = Wait(client_of(parsed), limit=parsed.options["timeout"])
     wait.job_id = parsed.operands[0]
-    job = wait.run("GET", f"jobs/{quote(parsed.operands[0])}", None)
+    job = wait.run("GET", f"jobs/{segment('job', parsed.operands[0])}", None)
     if parsed.options["json"]:
         put_json(job)
     raise_unless_succeeded(job)
@@ -171,7 +170,7 @@ def wait_for_job(parsed: Parsed) -> None:
 
 def cancel_job(parsed: Parsed) -> None:
     """`mhctl job cancel`."""
-    job = client_of(parsed).call("POST", f"jobs/{quote(parsed.operands[0])}/cancel")
+    job = client_of(parsed).call("POST", f"jobs/{segment('job', parsed.operands[0])}/cancel")
     if parsed.options["json"]:
         put_json(job)
     else:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from mhctl.client import segment
 from mhctl.errors import UsageError
 from mhctl.jobs import client_of, describe, make_job
 from mhctl.text import command_line, put, put_json, table, value
-from mhctl.transport import quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def path_of(parsed: Parsed, tail: str = "") -> str:
     """The API's path of the service that the first operand names."""
-    return f"services/{quote(parsed.operands[0])}{tail}"
+    return f"services/{segment('service', parsed.operands[0])}{tail}"
 
 
 def given(**options: Any) -> Json:
@@ -125,7 +125,11 @@ def restore(parsed: Parsed) -> None:
     """`mhctl service restore --from IMAGE`."""
     image = parsed.options["from"]
     make_job(
-        parsed, "POST", f"images/{quote(image)}/restore", body={}, result=lambda job: str(job.get("image"))
+        parsed,
+        "POST",
+        f"images/{segment('image', image)}/restore",
+        body={},
+        result=lambda job: str(job.get("image")),
     )
 
 

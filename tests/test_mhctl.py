@@ -210,9 +210,9 @@ def test_restore_prints_the_images_id(daemon: Daemon) -> None:
 def test_no_wait_prints_the_jobs_id_and_says_a_warning(daemon: Daemon) -> None:
     warning = "the queue does not answer; the job is sent when it does"
     daemon.answer = lambda handler: handler.say(202, job("queued", warning=warning))
-    done = daemon.mhctl("service", "stop", "web/1", "--grace", "0", "--no-wait")
+    done = daemon.mhctl("service", "stop", "web%1", "--grace", "0", "--no-wait")
     assert (done.stdout, done.stderr) == (JOB_ID + "\n", f"mhctl: warning: {warning}\n")
-    assert daemon.requests[0][1:3] == ("/api/v1/services/web%2F1/stop", {"grace": 0})
+    assert daemon.requests[0][1:3] == ("/api/v1/services/web%251/stop", {"grace": 0})
 
 
 def test_logs_are_passed_on_byte_by_byte_as_they_come(daemon: Daemon) -> None:
