@@ -50,11 +50,11 @@ def truth(paths: Paths, service_id: str) -> Truth | None:
     match state.get("phase"):
         case "ended":
             ended = Ended(state.get("exit_code"), state.get("exit_signal"))
-            reason = f"ended by itself: {describe(ended)}"
+            reason = f"It ended by itself ({describe(ended)})."
             return Truth(ServiceState.EXITED, None, None, *ended, reason=reason)
         case "running":
             return Truth(
-                ServiceState.EXITED, reason="ended, and its supervisor with it: no exit status is known"
+                ServiceState.EXITED, reason="It ended, and its supervisor with it: no exit status is known."
             )
         case "failed":
             return Truth(ServiceState.FAILED, reason=str(state.get("error", {}).get("message", "")))
@@ -105,7 +105,7 @@ def end_services_without_trace(paths: Paths, node: str) -> None:
                 exit_code=None,
                 exit_signal=None,
                 state=ServiceState.EXITED,
-                reason="ended unseen: the node was restarted, or what is known of it was deleted",
+                reason="It ended unseen: the node was restarted, or what is known of it was deleted.",
             )
 
 

@@ -45,7 +45,7 @@ def paths() -> Paths:
 
 
 @cache
-def _warm_namespace(_pid: int) -> int:
+def _warm(_pid: int) -> warm.Warm:
     return warm.prepare(settings.MIEHISTO_CRIU)
 
 
@@ -59,7 +59,7 @@ def engine(step: Callable[[str], None]) -> Engine:
             step,
             settings.MIEHISTO_JOB_TIMEOUT,
             settings.MIEHISTO_START_SETTLE,
-            _warm_namespace(os.getpid()),
+            _warm(os.getpid()),
         )
     )
 
@@ -119,7 +119,8 @@ def _truth_after_failure(job: Job) -> Truth | None:
     if found and found.state is ServiceState.RUNNING:
         return found
     if job.kind in {JobKind.START, JobKind.RESTART}:
-        return (found or Truth(ServiceState.FAILED))._replace(state=ServiceState.FAILED)
+        # What ran and ended has exited, as the agent would say a moment later; what never ran has failed.
+        return found or Truth(ServiceState.FAILED)
     return None if job.kind == JobKind.RESTORE else found
 
 

@@ -21,6 +21,11 @@ class Refused(Exception):
         self.report = {"code": code, "message": message, "remedy": remedy}
 
 
+def is_number(text: str) -> bool:
+    """Tell whether `text` is a user's or group's number; the kernel keeps the highest, -1, for "unchanged"."""
+    return text.isascii() and text.isdigit() and int(text[:11]) < 2**32 - 1
+
+
 class Account:
     """The user that a service runs as.
 
@@ -36,11 +41,11 @@ class Account:
         self.uid, self.gid, self.name, self.home = 0, 0, "root", "/root"
         self.shell = "/bin/sh"
         try:
-            row = pwd.getpwuid(int(user or 0)) if (user or "0").isdigit() else pwd.getpwnam(user)
+            row = pwd.getpwuid(int(user or 0)) if is_number(user or "0") else pwd.getpwnam(user)
             self.uid, self.gid, self.name, self.home = row.pw_uid, row.pw_gid, row.pw_name, row.pw_dir
             self.shell = row.pw_shell
         except KeyError:
-            if not user.isdigit():
+            if not is_number(user):
                 raise Refused(
                     "no_such_user",
                     f"There is no user {user!r} on this node.",
@@ -51,7 +56,7 @@ class Account:
         self.groups = os.getgrouplist(self.name, self.gid)
         if group:
             try:
-                self.gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+                self.gid = int(group) if is_number(group) else grp.getgrnam(group).gr_gid
             except KeyError:
                 raise Refused(
                     "no_such_group",
@@ -140,13 +145,19 @@ def become_service(
     except Refused as refusal:
         report = refusal.report
     except OSError as error:
+        # A path of the service is named as the service would see it.
+        reason = (error.strerror or str(error)).replace(root, "")
         report = {
             "code": "start_failed",
-            "message": f"The service's surroundings could not be built: {error}.",
+            "message": f"The service's surroundings could not be built: {reason}.",
             "remedy": "Look at the path that is named; a bind needs its source and its target to exist.",
         }
     except BaseException as error:
-        report = {"code": "start_failed", "message": f"{type(error).__name__}: {error}", "remedy": ""}
+        report = {
+            "code": "start_failed",
+            "message": f"The service could not be started: {type(error).__name__}: {error}.",
+            "remedy": "Report it: this is a fault of Miehistö.",
+        }
     os.write(complaint, json.dumps(report).encode())
     os._exit(127)
 

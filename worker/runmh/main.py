@@ -45,7 +45,7 @@ class Order:
         mounts: JSON, the (target, source) pairs of the image.
         criu: the CRIU binary.
         rpc_fd: the socket that CRIU gets its request from.
-        namespace_fd: a mount namespace for CRIU to run in; -1 for the host's.
+        probe_fd: the kernel probe that spares CRIU its own; -1 for none.
         lock_fd: a lock that CRIU shall hold as long as it works; -1 for none.
     """
 
@@ -64,7 +64,7 @@ class Order:
         self.mounts = options.get("mounts", "[]")
         self.criu = options.get("criu", "criu")
         self.rpc_fd = int(options.get("rpc-fd", -1))
-        self.namespace_fd = int(options.get("namespace-fd", -1))
+        self.probe_fd = int(options.get("probe-fd", -1))
         self.lock_fd = int(options.get("lock-fd", -1))
 
 
@@ -140,7 +140,7 @@ class Supervisor:
         self.swrk = os.fork()
         if self.swrk == 0:
             self._become_criu()
-        for descriptor in (self.arguments.rpc_fd, self.arguments.lock_fd, self.arguments.namespace_fd):
+        for descriptor in (self.arguments.rpc_fd, self.arguments.lock_fd, self.arguments.probe_fd):
             if descriptor >= 0:
                 os.close(descriptor)
         _, status = os.waitpid(self.swrk, 0)
@@ -159,11 +159,11 @@ class Supervisor:
         try:
             self._forget_signals()
             os.setsid()
-            if paths.namespace_fd >= 0:
-                namespaces.enter_mount_namespace(paths.namespace_fd)
             namespaces.unshare(namespaces.CLONE_NEWNS)
             namespaces.make_private()
             namespaces.bind("/", f"{paths.state_dir}/root")
+            if paths.probe_fd >= 0:
+                namespaces.keep_probe(paths.probe_fd)
             os.dup2(self.pipe_write, LOG_FD)
             os.set_inheritable(paths.rpc_fd, True)
             os.execv(paths.criu, [paths.criu, "swrk", str(paths.rpc_fd)])
@@ -240,7 +240,11 @@ def main(words: list[str] | None = None) -> None:
     folder = f"{arguments.run_dir}/services/{arguments.service}"
     lock = take(f"{folder}/lock")
     if lock is None:
-        refusal = {"code": "service_running", "message": "Another runmh holds this service.", "remedy": ""}
+        refusal = {
+            "code": "service_running",
+            "message": "Another runmh holds this service.",
+            "remedy": "Stop the service, or see who runs it (ps -ef | grep runmh).",
+        }
         os.write(arguments.ready_fd, json.dumps({"phase": "failed", "error": refusal}).encode() + b"\n")
         os._exit(1)
     supervisor = Supervisor(arguments)
