@@ -1,0 +1,507 @@
+"""What people and programs get wrong, on a real node: each is told in one sentence, and changes nothing.
+
+The faults of the host itself (no Redis, no CRIU, no room) are in test_bad_host.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import http.client
+import json
+import os
+import socket
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.refusals import (
+    Refusal,
+    Witness,
+    api_refuses,
+    check_sentence,
+    mhctl_refuses,
+    nothing_changes,
+    processes,
+    usage_error,
+)
+from tests.stack import Stack, eventually, free_port
+
+NOBODY = "f" * 32
+
+
+@pytest.fixture
+def witness(stack: Stack) -> Witness:
+    """A service that runs."""
+    return Witness(stack, options=("--name", "witness"))
+
+
+# --- which service, which image ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reference", ["no-such-name", NOBODY, "0123456789abcdef", "../../etc", "a b%2Fc"])
+def test_a_service_image_or_job_that_does_not_exist(stack: Stack, reference: str) -> None:
+    with nothing_changes(stack):
+        for noun in ("service", "image", "job"):
+            refusal = mhctl_refuses(stack, noun, "show", reference, exit_code=4, code=f"{noun}_not_found")
+            assert reference in refusal.message
+            assert f"mhctl {noun} list" in refusal.remedy
+
+
+def test_no_verb_takes_a_reference_to_nothing(stack: Stack) -> None:
+    verbs = [
+        ("service", "dump", NOBODY),
+        ("service", "dump", "-t", str(os.getpid())),  # a process, but not a service's
+        ("service", "start", NOBODY),
+        ("service", "stop", NOBODY),
+        ("service", "restart", NOBODY),
+        ("service", "logs", NOBODY),
+        ("service", "rename", NOBODY, "new"),
+        ("service", "delete", NOBODY),
+        ("job", "list", "--service", NOBODY),
+        ("service", "restore", "--from", NOBODY),
+        ("image", "verify", NOBODY),
+        ("image", "rename", NOBODY, "new"),
+        ("image", "delete", NOBODY),
+        ("job", "wait", NOBODY),
+        ("job", "cancel", NOBODY),
+    ]
+    with nothing_changes(stack):
+        for words in verbs:
+            noun = "image" if words[0] == "image" or words[1] == "restore" else words[0]
+            noun = "service" if "--service" in words else noun
+            mhctl_refuses(stack, *words, exit_code=4, code=f"{noun}_not_found")
+
+
+def test_a_prefix_that_fits_two(stack: Stack, witness: Witness) -> None:
+    def two_that_begin_alike(ids: Iterator[str]) -> list[str]:
+        seen: dict[str, str] = {}
+        for each in ids:
+            if each[0] in seen:
+                return [seen[each[0]], each]
+            seen[each[0]] = each
+        raise AssertionError("there are but 16 digits")
+
+    def failed_services() -> Iterator[str]:
+        for _ in range(17):
+            yield stack.api("POST", "services?wait=60", {"args": ["/nonexistent"]}).body["service"]
+
+    def images() -> Iterator[str]:
+        for _ in range(17):
+            yield stack.dump(witness.id, "--leave-running")
+
+    services, dumps = two_that_begin_alike(failed_services()), two_that_begin_alike(images())
+    with nothing_changes(stack):
+        for noun, verb, alike in (
+            ("service", ("service", "start"), services),
+            ("service", ("service", "delete"), services),
+            ("image", ("service", "restore", "--from"), dumps),
+            ("image", ("image", "delete"), dumps),
+        ):
+            refusal = mhctl_refuses(stack, *verb, alike[0][0], exit_code=4, code="ambiguous_reference")
+            assert f"more than one {noun}" in refusal.message
+            assert "more digits" in refusal.remedy
+            candidates = [each["object_id"] for each in refusal.details["candidates"]]
+            assert set(alike) <= set(candidates)
+            # More digits, as it says, are enough.
+            common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*alike, strict=True)))
+            assert stack.show(noun, alike[1][: common + 1])["object_id"] == alike[1]
+
+
+# --- what cannot be started -------------------------------------------------------------------------------
+
+
+def create_fails(stack: Stack, *words: str, code: str) -> Refusal:
+    """Create a service that does not come to run: its row says so, and nothing of it is left."""
+    before = processes(stack)
+    refusal = mhctl_refuses(stack, "service", "create", *words, exit_code=1, code=code)
+    service = stack.show("service", refusal.service)
+    status = "exited" if code == "exited_at_once" else "failed"
+    assert (service["status"], service["pid"], service["ppid"]) == (status, None, None)
+    check_sentence(service["status_reason"])
+    assert stack.show("job", refusal.job)["status"] == "failed"
+    assert eventually(lambda: processes(stack) == before)
+    assert refusal.service not in stack.mhctl("service", "list").out
+    return refusal
+
+
+def test_a_command_that_does_not_exist(stack: Stack) -> None:
+    for command in ("no-such-command", "/usr/bin/no-such-command"):
+        refusal = create_fails(stack, command, "--its-own-option", code="command_not_found")
+        assert repr(command) in refusal.message
+
+
+def test_a_command_that_is_not_executable(stack: Stack, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.write_text("#!/bin/sh\nexec sleep 60\n")
+    for command in (str(plain), str(tmp_path), "/etc/passwd"):
+        assert command in create_fails(stack, command, code="command_not_executable").message
+    plain.chmod(0o755)
+    tmp_path.chmod(0o700)  # root may enter it, the service's user may not
+    create_fails(stack, "-u", "nobody", "--", str(plain), code="command_not_found")
+
+
+def test_a_service_that_exits_at_once_tells_its_last_lines(stack: Stack) -> None:
+    loud = "for n in $(seq 50); do echo line $n; done; echo cannot open the key >&2; exit 3"
+    refusal = create_fails(stack, "sh", "-c", loud, code="exited_at_once")
+    assert "exit status 3" in refusal.message
+    assert refusal.lines == [*(f"line {number}" for number in range(42, 51)), "cannot open the key"]
+    assert stack.show("service", refusal.service)["exit_code"] == 3
+    refusal = create_fails(stack, "sh", "-c", "kill -SEGV $$", code="exited_at_once")
+    assert "SIGSEGV" in refusal.message
+    assert stack.show("service", refusal.service)["exit_signal"] == 11
+
+
+def test_surroundings_that_do_not_exist(stack: Stack, tmp_path: Path) -> None:
+    sleep = ("--", "sleep", "60")
+    for option, value, code, named in (
+        ("-u", "no-such-user", "no_such_user", "'no-such-user'"),
+        ("-u", "root:no-such-group", "no_such_group", "'no-such-group'"),
+        ("-u", "99999999999", "no_such_user", "99999999999"),
+        ("-C", "/no/such/folder", "bad_directory", "'/no/such/folder'"),
+        ("-C", "/etc/passwd", "bad_directory", "'/etc/passwd'"),
+        ("-b", f"{tmp_path}/no-source:/mnt", "start_failed", f"{tmp_path}/no-source"),
+        ("-b", f"{tmp_path}:/no/such/target", "start_failed", " on /no/such/target: "),
+    ):
+        assert named in create_fails(stack, option, value, *sleep, code=code).message
+
+
+def test_words_that_no_service_can_have(stack: Stack) -> None:
+    with nothing_changes(stack):
+        for option, value in (
+            ("-C", "relative/folder"),
+            ("-u", "a/b"),
+            ("-b", "/etc:/mnt/../etc"),
+            ("--name", "-dash"),
+            ("--name", "two words"),
+            ("--name", "x" * 64),
+            ("--name", NOBODY),
+            ("-C", "/two\nlines"),
+            ("-e", "NEW\nLINE=1"),
+        ):
+            mhctl_refuses(
+                stack, "service", "create", option, value, "--", "true", exit_code=2, code="bad_input"
+            )
+        for words in (("-b", "etc:mnt"), ("-u", ":group"), ("-e", "NOVALUE"), ("-x", "true"), ("--",), ()):
+            usage_error(stack, "service", "create", *words)
+
+
+# --- arguments --------------------------------------------------------------------------------------------
+
+
+def test_an_argument_with_nul(stack: Stack) -> None:
+    for body in (
+        {"args": ["sleep", "6\x000"]},
+        {"args": ["sleep", "60"], "env": {"A": "\x00"}},
+        {"args": ["sleep", "60"], "env": {"A\x00": ""}},
+        {"args": ["sleep", "60"], "cwd": "/\x00"},
+        {"args": ["sleep", "60"], "name": "a\x00"},
+        {"args": ["sleep", "60"], "user": "root\x00"},
+        {"args": ["sleep", "60"], "binds": ["/etc:/mnt\x00"]},
+    ):
+        with nothing_changes(stack):
+            assert "NUL" in api_refuses(stack, "POST", "services", body, status=422, code="bad_input").message
+    api_refuses(stack, "GET", "services/%00", status=422, code="bad_input")
+
+
+def test_an_argument_with_a_newline_reaches_the_service_as_it_is(stack: Stack) -> None:
+    """It is a good argument; only the command itself can have none."""
+    service = stack.create("sh", "-c", 'printf "%s|" "$@"; exec sleep 60', "sh", "one\ntwo", "", "\x1b[2J")
+    assert eventually(lambda: stack.log(service)) == "one\ntwo||\x1b[2J|"
+    assert len(stack.mhctl("service", "list").out.splitlines()) == 2, "no argument breaks the table"
+    assert "\x1b" not in stack.mhctl("service", "list").out
+    with nothing_changes(stack):
+        mhctl_refuses(stack, "service", "create", "sle\nep", "60", exit_code=2, code="bad_input")
+
+
+def test_arguments_of_one_megabyte(stack: Stack) -> None:
+    with nothing_changes(stack):
+        many = ["x" * 100_000] * 10
+        refusal = mhctl_refuses(stack, "service", "create", "echo", *many, exit_code=2, code="bad_input")
+        assert "1000015 bytes" in refusal.message and "file" in refusal.remedy
+        body = {"args": ["echo", "x" * 1_000_000]}
+        assert "args[1]" in api_refuses(stack, "POST", "services", body, status=422, code="bad_input").message
+        body = {"args": ["echo", "x" * (1 << 20)]}
+        assert "1 MiB" in api_refuses(stack, "POST", "services", body, status=413, code="bad_input").message
+    # What Linux takes (MAX_ARG_STRLEN, execve(2)) is taken.
+    service = stack.create("sh", "-c", "echo ${#1}; exec sleep 60", "sh", "x" * 131_000)
+    assert eventually(lambda: stack.log(service)) == "131000\n"
+
+
+# --- at the wrong time ------------------------------------------------------------------------------------
+
+
+def test_a_dump_of_a_stopped_service(stack: Stack, witness: Witness) -> None:
+    stack.mhctl("service", "stop", "witness")
+    with nothing_changes(stack):
+        for words in (("dump", "witness"), ("dump", witness.id, "--leave-running"), ("stop", "witness")):
+            refusal = mhctl_refuses(stack, "service", *words, exit_code=1, code="service_not_running")
+            assert "witness is stopped" in refusal.message
+        assert witness.is_silent()
+    stack.mhctl("service", "start", "witness")
+    image = stack.dump(witness.id)
+    with nothing_changes(stack):
+        refusal = mhctl_refuses(stack, "service", "dump", "witness", exit_code=1, code="service_not_running")
+        assert "witness is dumped" in refusal.message
+    assert stack.show("image", image)["service"] == witness.id
+
+
+def test_a_second_dump_while_one_runs(stack: Stack) -> None:
+    """Some hundred megabytes make the first one slow enough to be met."""
+    large = Witness(stack, "memory=400")
+    first = stack.api("POST", f"services/{large.id}/dump").body["object_id"]
+    for words in (("service", "dump", large.id), ("service", "stop", large.id)):
+        refusal = mhctl_refuses(stack, *words, exit_code=1, code="job_active")
+        assert first in refusal.message and first in refusal.remedy
+        assert refusal.details["job"] == first
+    api_refuses(stack, "POST", f"services/{large.id}/dump", status=409, code="job_active")
+    assert stack.show("job", first)["status"] in {"queued", "running"}, "the first dump was too quick"
+    image = json.loads(stack.mhctl("job", "wait", first, "--json").out)["image"]
+    assert [each["object_id"] for each in stack.api("GET", "images").body] == [image]
+    assert stack.show("service", large.id)["status"] == "dumped"
+    stack.restore(image)
+    assert large.answers_as_before()
+
+
+def test_a_restore_while_the_service_runs(stack: Stack, witness: Witness) -> None:
+    image = stack.dump(witness.id, "--leave-running")
+    with nothing_changes(stack):
+        refusal = mhctl_refuses(
+            stack, "service", "restore", "--from", image, exit_code=1, code="service_running"
+        )
+        assert "witness is running" in refusal.message
+        for verb in ("start", "delete"):
+            mhctl_refuses(stack, "service", verb, "witness", exit_code=1, code="service_running")
+        assert witness.answers_as_before()
+
+
+def test_a_restore_onto_a_port_that_somebody_else_holds(stack: Stack, witness: Witness) -> None:
+    image = stack.dump(witness.id)
+    with socket.create_server(("127.0.0.1", witness.port)), nothing_changes(stack, jobs=1):
+        refusal = mhctl_refuses(stack, "service", "restore", "--from", image, exit_code=1, code="port_in_use")
+        holder = f"{Path('/proc/self/comm').read_text().strip()} (PID {os.getpid()})"
+        assert f"Port {witness.port} is held by {holder}." in refusal.message
+        assert any("Address already in use" in line for line in refusal.lines), "CRIU's own words"
+    stack.restore(image)
+    assert witness.answers_as_before()
+
+
+def test_a_job_that_has_ended_cannot_be_cancelled(stack: Stack, witness: Witness) -> None:
+    job = stack.api("GET", "jobs?limit=1").body[0]["object_id"]
+    with nothing_changes(stack):
+        refusal = mhctl_refuses(stack, "job", "cancel", job, exit_code=1, code="not_cancellable")
+        assert f"Job {job} is succeeded" in refusal.message
+
+
+def test_a_name_that_is_taken_or_cannot_be_one(stack: Stack, witness: Witness) -> None:
+    other = stack.create("sleep", "600")
+    image, second = (stack.dump(witness.id, "--leave-running") for _ in range(2))
+    stack.mhctl("image", "rename", image, "before-the-upgrade")
+    with nothing_changes(stack):
+        for words in (
+            ("service", "rename", other, "witness"),
+            ("image", "rename", second, "before-the-upgrade"),
+            ("service", "create", "--name", "witness", "--", "sleep", "600"),
+        ):
+            refusal = mhctl_refuses(stack, *words, exit_code=1, code="name_taken")
+            assert repr(words[3]) in refusal.message
+        for name in ("-dash", "two words", "umläut", "x" * 64, NOBODY):
+            for noun, reference in (("service", other), ("image", second)):
+                mhctl_refuses(stack, noun, "rename", "--", reference, name, exit_code=2, code="bad_input")
+
+
+# --- images and services that CRIU cannot work with --------------------------------------------------------
+
+
+def test_a_damaged_manifest(stack: Stack, witness: Witness) -> None:
+    image = stack.dump(witness.id)
+    path = stack.folder / "state/images" / image / "manifest.json"
+    good = path.read_bytes()
+    sound = json.loads(good)
+
+    def edited(**fields: Any) -> bytes:
+        return json.dumps({**sound, **fields}).encode()
+
+    some_file = sorted(sound["files"])[0]
+    damages: dict[str, bytes | None] = {
+        "missing": None,
+        "empty": b"",
+        "garbage": os.urandom(2000),
+        "cut": good[: len(good) // 2],
+        "a list": b"[]",
+        "without files": edited(files={}),
+        "other sum": edited(files={**sound["files"], some_file: {"size": 1, "sha256": "0" * 64}}),
+        "other mounts": edited(mounts=[["/etc", "/srv"]]),
+        "other command": edited(spec={**sound["spec"], "argv": ["sleep"]}),
+        "other pipe": edited(pipe=1),
+        "a path": edited(files={**sound["files"], "../../services": {"size": 1, "sha256": "0" * 64}}),
+    }
+    for how, content in damages.items():
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        stack.mhctl("image", "verify", image, check=False)  # so that its row says "damaged" before and after
+        assert stack.show("image", image)["status"] == "damaged", how
+        with nothing_changes(stack, jobs=1):
+            words = ("service", "restore", "--from", image)
+            refusal = mhctl_refuses(stack, *words, exit_code=1, code="image_damaged")
+            assert image in refusal.message and "manifest.json" in " ".join(refusal.lines), how
+            assert witness.is_silent()
+        mhctl_refuses(stack, "image", "verify", image, exit_code=1, code="image_damaged")
+    path.write_bytes(good)
+    stack.mhctl("image", "verify", image)
+    assert stack.show("image", image)["status"] == "sealed"
+    stack.restore(image)
+    assert witness.answers_as_before()
+
+
+def test_a_damaged_file_of_an_image(stack: Stack, witness: Witness) -> None:
+    image = stack.dump(witness.id)
+    pages = next((stack.folder / "state/images" / image).glob("pages-*.img"))
+    good = pages.read_bytes()
+    for content in (good[:-4096], bytes([good[0] ^ 1]) + good[1:]):
+        pages.write_bytes(content)
+        with nothing_changes(stack, jobs=1):
+            words = ("service", "restore", "--from", image)
+            refusal = mhctl_refuses(stack, *words, exit_code=1, code="image_damaged")
+            assert pages.name in " ".join(refusal.lines)
+    pages.write_bytes(good)
+    stack.restore(image)
+    assert witness.answers_as_before()
+
+
+def test_a_service_with_a_unix_connection_to_the_outside(stack: Stack, tmp_path: Path) -> None:
+    path = tmp_path / "outside.sock"
+    with socket.socket(socket.AF_UNIX) as outside:
+        outside.bind(str(path))
+        outside.listen()
+        bound = Witness(stack, f"peer={path}")
+        peer, _ = outside.accept()
+        with peer:
+            for option in ((), ("--leave-running",)):
+                with nothing_changes(stack, jobs=1):
+                    words = ("service", "dump", bound.id, *option)
+                    refusal = mhctl_refuses(stack, *words, exit_code=1, code="unix_peer_outside")
+                    assert "unix socket" in refusal.message
+                    assert any("Error (criu/" in line for line in refusal.lines), "CRIU's own words"
+                    assert stack.show("job", refusal.job)["error"]["lines"] == refusal.lines
+                    assert bound.answers_as_before()
+        # The remedy: close that connection.
+
+
+# --- how one asks -----------------------------------------------------------------------------------------
+
+
+def test_words_that_mhctl_does_not_know(stack: Stack) -> None:
+    for words in (
+        (),
+        ("fly",),
+        ("service",),
+        ("service", "fly"),
+        ("service", "show"),
+        ("service", "show", ""),
+        ("service", "show", "a", "b"),
+        ("service", "list", "--fly"),
+        ("service", "list", "--all=yes"),
+        ("service", "dump"),
+        ("service", "dump", "web", "-t", "1"),
+        ("service", "dump", "-t", "web"),
+        ("service", "restore"),
+        ("service", "stop", "web", "--grace"),
+        ("service", "stop", "web", "--grace", "soon"),
+        ("service", "stop", "web", "--grace=-1"),
+        ("service", "stop", "web", "--grace", "1.5"),
+        ("service", "list", "--url", "gopher://node"),
+    ):
+        usage_error(stack, *words)
+
+
+def test_a_grace_that_is_none(stack: Stack, witness: Witness) -> None:
+    with nothing_changes(stack):
+        for verb in ("stop", "restart"):
+            words = ("service", verb, "witness", "--grace", "3601")
+            refusal = mhctl_refuses(stack, *words, exit_code=2, code="bad_input")
+            assert "from 0 to 3600" in refusal.message
+        for grace in ("soon", -1, 1e9, True, [1]):
+            path, body = f"services/{witness.id}/stop", {"grace": grace}
+            assert "grace" in api_refuses(stack, "POST", path, body, status=422, code="bad_input").message
+        assert witness.answers_as_before()
+
+
+def raw(stack: Stack, method: str, path: str, body: bytes, **headers: str) -> tuple[int, dict[str, Any]]:
+    """Send bytes as they are, and return the status and the error."""
+    connection = http.client.HTTPConnection("127.0.0.1", stack.port, timeout=30)
+    headers = {"Authorization": f"Bearer {stack.token()}", "Content-Type": "application/json", **headers}
+    try:
+        connection.request(method, f"/api/v1/{path}", body, headers)
+        answer = connection.getresponse()
+        error: dict[str, Any] = json.loads(answer.read())["error"]
+    finally:
+        connection.close()
+    check_sentence(error["message"])
+    check_sentence(error["remedy"])
+    return answer.status, error
+
+
+def test_a_body_that_is_not_what_the_api_takes(stack: Stack) -> None:
+    with nothing_changes(stack):
+        for body in (b"", b"{", b"\xff\xfe", b'{"args": ["sleep", "60"]', b"args=sleep"):
+            status, error = raw(stack, "POST", "services", body)
+            assert (status, error["code"]) in {(400, "bad_input"), (422, "bad_input")}, (body, error)
+        for body, named in (
+            (b"[]", ""),
+            (b"null", ""),
+            (b'"sleep"', ""),
+            (b"{}", "args"),
+            (b'{"args": []}', "args"),
+            (b'{"args": [""]}', "args[0]"),
+            (b'{"args": "sleep 60"}', "args"),
+            (b'{"args": ["sleep", 60]}', "args"),
+            (b'{"args": ["sleep", "60"], "colour": "red"}', "colour"),
+            (b'{"args": ["sleep", "60"], "env": {"A": 1}}', "env"),
+            (b'{"args": ["sleep", "60"], "env": {"A=B": "1"}}', "A=B"),
+            (b'{"args": ["sleep", "60"], "binds": "/etc:/mnt"}', "binds"),
+            (b'{"args": ["sleep", "60"], "user": 0}', "user"),
+            (b'{"args": ["sleep", "\\ud800"]}', "args[1]"),
+        ):
+            status, error = raw(stack, "POST", "services", body)
+            assert (status, error["code"]) == (422, "bad_input"), (body, error)
+            assert named in error["message"], (body, error)
+        status, error = raw(stack, "POST", "services", b" " * (1 << 20) + b"{}")
+        assert (status, error["code"]) == (413, "bad_input")
+        for method, path, wanted in (
+            ("GET", "no-such-thing", 404),
+            ("PUT", "services", 405),
+            ("GET", "jobs?limit=0", 422),
+            ("GET", "jobs?limit=many", 422),
+            ("GET", "jobs?status=bored", 422),
+            ("POST", "check?wait=-1", 422),
+            ("POST", "check?wait=3601", 422),
+        ):
+            assert raw(stack, method, path, b"")[0] == wanted, path
+
+
+def test_a_wrong_token(stack: Stack) -> None:
+    stranger = copy.copy(stack)
+    stranger.environment = {**stack.environment, "MIEHISTO_TOKEN": "wrong"}
+    with nothing_changes(stack):
+        for words in (("service", "list"), ("service", "create", "sleep", "60"), ("check",)):
+            mhctl_refuses(stranger, *words, exit_code=5, code="not_allowed")
+        assert stack.api("GET", "services", token="wrong").status == 401
+        status, error = raw(stack, "GET", "services", b"", Authorization="Basic cm9vdDpyb290")
+        assert (status, error["code"]) == (401, "not_allowed")
+
+
+def test_a_daemon_that_is_not_reached(stack: Stack, tmp_path: Path) -> None:
+    for url in (
+        f"unix:{tmp_path}/nobody.sock",
+        f"http://127.0.0.1:{free_port()}",
+        "http://no.such.host.invalid",
+    ):
+        for words in (("service", "list"), ("service", "create", "sleep", "60"), ("check",)):
+            place = 1 if words[0] == "check" else 2
+            asked = (*words[:place], "--url", url, *words[place:])
+            refusal = mhctl_refuses(stack, *asked, exit_code=3, code="not_reached")
+            assert url in refusal.message and "miehistod" in refusal.remedy
