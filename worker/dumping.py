@@ -101,7 +101,9 @@ class Dump:
             for folder in (self.partial, self.work):
                 os.chown(folder, self.account.uid, self.account.gid)
         tools.step("freezing and writing memory")
-        call = criu.Call.launch(tools.criu, namespace_fd=tools.warm, account=self.account, keep=self.lock)
+        call = criu.Call.launch(
+            tools.criu, namespace_fd=tools.warm.namespace, account=self.account, keep=self.lock
+        )
         try:
             with criu.folders(self.partial, self.work) as (image_fd, work_fd):
                 request = rpc.criu_req(type=rpc.DUMP, opts=criu.common_options())

@@ -24,6 +24,8 @@ _MS_REC = 0x4000
 _MS_PRIVATE = 0x40000
 _MS_SLAVE = 0x80000
 _MNT_DETACH = 2
+KERNEL_PROBE = "/run/criu.kdat"
+"""Where CRIU looks for what it has found out about the kernel."""
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 
 # File systems that show the kernel rather than files, and that a service needs nothing of.
@@ -94,11 +96,6 @@ def unshare(flags: int) -> None:
     _check(_libc.unshare(flags), "unshare")
 
 
-def enter_mount_namespace(descriptor: int) -> None:
-    """Enter the mount namespace behind `descriptor` (setns(2))."""
-    _check(_libc.setns(descriptor, CLONE_NEWNS), "setns")
-
-
 def make_private() -> None:
     """Cut the present mount namespace off from what is mounted on the host from now on."""
     _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
@@ -128,6 +125,13 @@ def bind(source: str, target: str) -> None:
 def cover_with_tmpfs(target: str) -> None:
     """Mount an empty tmpfs over the folder `target`."""
     _mount("tmpfs", target, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755")
+
+
+def keep_probe(probe: int) -> None:
+    """Cover /run with a tmpfs that holds CRIU's kernel probe, read from the descriptor `probe`."""
+    cover_with_tmpfs("/run")
+    with open(KERNEL_PROBE, "wb") as file:
+        file.write(os.pread(probe, os.fstat(probe).st_size, 0))
 
 
 def lay_root(root: str, mounts: Sequence[str], binds: Sequence[tuple[str, str, bool]]) -> None:

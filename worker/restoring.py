@@ -38,7 +38,8 @@ def restore(tools: Tools, service_id: str, image_id: str, facts: dict[str, Any],
     log = work / "restore.log"
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     call = criu.Call(ours)
-    namespace = tools.warm if warm.serves(facts["mounts"]) else -1
+    places = [str(tools.paths.empty_root), *(source for _, source in facts["mounts"])]
+    probe = tools.warm.probe if warm.serves(places) else -1
     # CRIU copies the memory without looking at it, and waits for the verdict before anything runs.
     verdict: Future[list[str]] = Future()
     large = manifest.large_files(facts)
@@ -57,14 +58,14 @@ def restore(tools: Tools, service_id: str, image_id: str, facts: dict[str, Any],
                 "restore",
                 service_id,
                 tools.tini,
-                pass_fds=[theirs.fileno(), lock, *([namespace] if namespace >= 0 else [])],
+                pass_fds=[theirs.fileno(), lock, *([probe] if probe >= 0 else [])],
                 options={
                     "image": image_id,
                     "mounts": json.dumps(facts["mounts"]),
                     "criu": tools.criu,
                     "rpc-fd": str(theirs.fileno()),
                     "lock-fd": str(lock),
-                    "namespace-fd": str(namespace),
+                    "probe-fd": str(probe),
                 },
             )
         with criu.folders(image, work) as (image_fd, work_fd):

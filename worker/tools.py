@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from worker.paths import Paths
+from worker.warm import Warm
 
 
 class Tools(NamedTuple):
@@ -19,7 +20,7 @@ class Tools(NamedTuple):
         step: is told the name of each step before it begins.
         timeout: seconds that CRIU may be silent.
         settle: seconds that a service must live to count as started.
-        warm: a mount namespace for CRIU whose kernel probe is cached, as a descriptor; -1 for none.
+        warm: what spares CRIU its kernel probe.
     """
 
     paths: Paths
@@ -28,7 +29,7 @@ class Tools(NamedTuple):
     step: Callable[[str], None] = lambda _: None
     timeout: float = 600.0
     settle: float = 0.5
-    warm: int = -1
+    warm: Warm = Warm()
 
     def work_folder(self, service_id: str) -> Path:
         """Return the folder for the log and figures of the next call, without those of the last."""
