@@ -1,5 +1,6 @@
 """Rows: nodes, services, jobs with their events, API tokens. Status is written by operations.py alone."""
 
+import shlex
 import uuid
 from typing import Any, ClassVar
 
@@ -109,7 +110,7 @@ class Service(models.Model):
     @property
     def command(self) -> str:
         """The command line as one string for people; never run it."""
-        return " ".join(self.argv)
+        return shlex.join(self.argv)
 
 
 class JobQuerySet(ReferenceQuerySet["Job"]):
