@@ -151,7 +151,7 @@ def picture(stack: Stack) -> dict[str, Any]:
     services = stack.api("GET", "services?all=1").body
     for service in services:
         del service["changed"]
-    state = stack.folder / "state"
+    state = stack.state
     return {
         "services": services,
         "images": stack.api("GET", "images").body,

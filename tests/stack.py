@@ -79,6 +79,7 @@ class Stack:
             "MIEHISTO_BIND": f"127.0.0.1:{self.port}",
             "MIEHISTO_NODE": "node-of-tests",
         }
+        self.command = [sys.executable, "-m", "miehistod.main"]
         self.output = folder / "miehistod.log"
         self.daemon: subprocess.Popen[bytes] | None = None
 
@@ -86,7 +87,7 @@ class Stack:
         """Start miehistod and wait until it says that it is ready."""
         with self.output.open("wb") as output:
             self.daemon = subprocess.Popen(
-                [sys.executable, "-m", "miehistod.main"],
+                self.command,
                 cwd=CHECKOUT,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -109,6 +110,12 @@ class Stack:
         self.daemon.send_signal(number)
         self.daemon.wait(30)
         return time.monotonic() - began
+
+    @property
+    def state(self) -> Path:
+        """The node's STATE_DIR as the node sees it, should it have mounts of its own."""
+        assert self.daemon is not None
+        return Path(f"/proc/{self.daemon.pid}/root{self.folder}/state")
 
     def said(self) -> str:
         """Return what miehistod has printed."""
