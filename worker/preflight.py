@@ -16,10 +16,12 @@ _RESERVE = 16 * 1024 * 1024
 
 
 def account_for_dump(init: int) -> Account | None:
-    """Return the user that CRIU must run as to dump the tree of `init`; None for root.
+    """Return the user and group that CRIU must run as to dump the tree of `init`; None for root's own.
+
+    Without CAP_SYS_RESOURCE prlimit(2) wants that all ids of the two processes are the same.
 
     Raises:
-        JobFailed: this host lacks CAP_SYS_RESOURCE and the tree has several users, so CRIU would fail.
+        JobFailed: this host lacks CAP_SYS_RESOURCE and the tree has several, so CRIU would fail.
     """
     if has_sys_resource():
         return None
@@ -31,16 +33,16 @@ def account_for_dump(init: int) -> Account | None:
                 Account(int(uid), int(gid))
                 for uid, gid in zip(status["Uid"].split(), status["Gid"].split(), strict=True)
             )
-    if {account.uid for account in accounts} <= {0}:
+    if accounts <= {Account(0, 0)}:
         return None
     if len(accounts) == 1:
         return accounts.pop()
-    users = ", ".join(str(uid) for uid in sorted({account.uid for account in accounts}))
+    found = ", ".join(f"{uid}:{gid}" for uid, gid in sorted(accounts))
     raise JobFailed(
         "needs_sys_resource",
-        f"The service's processes belong to several users ({users}), and this host lacks CAP_SYS_RESOURCE,"
-        " without which CRIU cannot dump them.",
-        "Give the worker CAP_SYS_RESOURCE, or let the whole service run as one user.",
+        f"The service's processes belong to several users or groups ({found}), and this host lacks"
+        " CAP_SYS_RESOURCE, without which CRIU cannot dump them.",
+        "Give the worker CAP_SYS_RESOURCE, or let the whole service run as one user and group.",
     )
 
 
