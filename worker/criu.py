@@ -6,7 +6,9 @@ to one that runmh has started, for runmh must be the parent of what is restored.
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +19,7 @@ from typing import Any, NamedTuple
 import pycriu.images
 import pycriu.rpc_pb2 as rpc
 
-from worker.errors import JobFailed
+from worker.errors import JobFailed, describe
 
 # A deleted file that a service holds open is stored in the image up to this size (CRIU's default is 1 MiB).
 GHOST_LIMIT = 256 * 1024 * 1024
@@ -102,6 +104,7 @@ class Call:
         Raises:
             JobFailed: the binary, setpriv or nsenter is missing.
         """
+        require(binary)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
@@ -153,7 +156,7 @@ class Call:
             ) from None
         except OSError as error:
             raise JobFailed(
-                "criu_died", f"CRIU could not be talked to: {error}.", "Look at CRIU's log."
+                "criu_died", f"CRIU could not be talked to: {describe(error)}.", "Look at CRIU's log."
             ) from None
         raise JobFailed("criu_died", "CRIU ended without an answer.", "Look at CRIU's log; was it killed?")
 
@@ -218,10 +221,21 @@ def version(binary: str) -> str:
     return shown.stdout.split()[1] if shown.stdout else "unknown"
 
 
+def require(binary: str) -> None:
+    """Make sure that there is a program to run, for it may be another one that runs it and finds nothing.
+
+    Raises:
+        JobFailed: there is none.
+    """
+    if shutil.which(binary) is None:
+        reason = errno.EACCES if os.path.exists(binary) else errno.ENOENT
+        raise _no_criu(binary, OSError(reason, os.strerror(reason)))
+
+
 def _no_criu(binary: str, error: Exception) -> JobFailed:
     return JobFailed(
         "no_criu",
-        f"CRIU cannot be run: {binary}: {getattr(error, 'strerror', None) or error}.",
+        f"CRIU cannot be run: {binary or 'none was found'}: {getattr(error, 'strerror', None) or error}.",
         "Run `make setup`, or name a CRIU that works in MIEHISTO_CRIU.",
     )
 

@@ -155,8 +155,8 @@ class Dump:
         if self.sealing_failed is not None:
             return JobFailed(
                 "pool_full" if self.sealing_failed.errno == errno.ENOSPC else "sealing_failed",
-                f"The image could not be sealed: {self.sealing_failed}.",
-                "Look at the pool's disk; the service runs as before.",
+                f"The image could not be sealed: {self.sealing_failed.strerror}.",
+                "Make room in the pool (mhctl image list), or look at its disk; the service runs as before.",
             )
         return explained("dump", self.partial, self.work / "dump.log")
 

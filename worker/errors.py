@@ -21,3 +21,9 @@ class JobFailed(Exception):
         self.message = message
         self.remedy = remedy
         self.lines = list(lines)
+
+
+def describe(error: OSError) -> str:
+    """Return what the kernel refused, in words: without its number, with the file it was about."""
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename else reason

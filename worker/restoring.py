@@ -33,6 +33,7 @@ def restore(tools: Tools, service_id: str, image_id: str, facts: dict[str, Any],
     Raises:
         JobFailed: nothing of it runs, and the image is as good as before.
     """
+    criu.require(tools.criu)
     image = tools.paths.image(image_id)
     work = tools.work_folder(service_id)
     log = work / "restore.log"

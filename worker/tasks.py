@@ -20,7 +20,7 @@ from services.states import JobKind, ServiceState
 from worker import agent as agent  # noqa: PLC0414 - its import adds the agent to the worker that runs this
 from worker import host, reconcile, warm
 from worker.engine import Engine
-from worker.errors import JobFailed
+from worker.errors import JobFailed, describe
 from worker.paths import Paths
 from worker.reconcile import Truth
 from worker.supervision import Running
@@ -76,7 +76,12 @@ def run_job(job_id: str) -> None:
         _fail(job, failure)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            _fail(job, JobFailed("pool_full", f"The disk is full: {error}.", "Make room, then try again."))
+            _fail(
+                job,
+                JobFailed(
+                    "pool_full", f"The disk is full: {describe(error)}.", "Make room (df -h), then try again."
+                ),
+            )
         else:
             _error(job)
     except Exception:

@@ -22,8 +22,8 @@ class Refused(Exception):
 
 
 def is_number(text: str) -> bool:
-    """Tell whether `text` is a user's or group's number; the kernel keeps the highest, -1, for "unchanged"."""
-    return text.isascii() and text.isdigit() and int(text[:11]) < 2**32 - 1
+    """Tell whether `text` is the number of a user or a group; the highest means "unchanged" (chown(2))."""
+    return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) < 2**32 - 1
 
 
 class Account:

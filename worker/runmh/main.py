@@ -234,6 +234,11 @@ class Supervisor:
 def main(words: list[str] | None = None) -> None:
     """Run the command line `words` (default: the process's own) in a process of its own."""
     arguments = Order(sys.argv[1:] if words is None else words)
+    if os.geteuid() != 0:
+        raise SystemExit(
+            "runmh: Only root may start a service, which gets namespaces of its own.\n"
+            "  remedy: Leave it to miehistod (sudo miehistod), or use sudo."
+        )
     if os.fork():
         os._exit(0)
     os.umask(0o022)
