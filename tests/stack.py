@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -63,6 +64,16 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
+
+
+def get_page(port: int, path: str = "") -> bytes:
+    """Return what an HTTP server on this host answers, over a connection of its own.
+
+    Raises:
+        OSError: it does not answer.
+    """
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5) as answer:
+        return bytes(answer.read())
 
 
 class Stack:

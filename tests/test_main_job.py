@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 import re
-import urllib.request
 
-from tests.stack import Stack, eventually, free_port
-
-
-def page(port: int) -> bytes:
-    """Fetch what the http.server serves."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/hostname", timeout=5) as answer:
-        return bytes(answer.read())
+from tests.stack import Stack, eventually, free_port, get_page
 
 
 def test_the_walk_through(stack: Stack) -> None:
@@ -19,7 +12,7 @@ def test_the_walk_through(stack: Stack) -> None:
     port = free_port()
     service = stack.create("python3", "-m", "http.server", str(port), "-d", "/etc")
     assert re.fullmatch(r"[0-9a-f]{32}", service)
-    content = eventually(lambda: page(port))
+    content = eventually(lambda: get_page(port, "hostname"))
 
     heading, row = stack.mhctl("service", "list").out.splitlines()
     assert heading.split() == ["OBJECT_ID", "PID", "PPID", "ARGS"]
@@ -31,7 +24,7 @@ def test_the_walk_through(stack: Stack) -> None:
     assert stack.mhctl("service", "list").out.splitlines() == [heading]
     assert service in stack.mhctl("service", "list", "--all").out
     try:
-        page(port)
+        get_page(port, "hostname")
         raise AssertionError("the dumped server still answers")
     except OSError:
         pass
@@ -42,7 +35,7 @@ def test_the_walk_through(stack: Stack) -> None:
     assert re.fullmatch(rf"{image}\s+python3\s+\d+\.\d\dMiB\s+\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d \+0000", row)
 
     assert stack.mhctl("service", "restore", "--from", image).out.strip() == image
-    assert page(port) == content
+    assert get_page(port, "hostname") == content
     again = stack.mhctl("service", "list").out.splitlines()[1].split(maxsplit=3)
     assert again[0] == service
     assert (again[1], again[2]) != (pid, ppid)
