@@ -158,7 +158,11 @@ class Call:
             raise JobFailed(
                 "criu_died", f"CRIU could not be talked to: {describe(error)}.", "Look at CRIU's log."
             ) from None
-        raise JobFailed("criu_died", "CRIU ended without an answer.", "Look at CRIU's log; was it killed?")
+        raise JobFailed(
+            "criu_died",
+            "CRIU ended without an answer.",
+            "Look at CRIU's log, and whether it was killed (dmesg).",
+        )
 
     def close(self) -> None:
         """Hang up, and wait for CRIU's end if it is a child of ours."""

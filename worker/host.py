@@ -64,7 +64,7 @@ def check(paths: Paths, criu_binary: str, tini: str) -> list[Check]:
             shutil.which("nft") is not None,
             False,
             "nft, with which connections are held while a service is away",
-            "apt-get install nftables",
+            "Install it (apt-get install nftables).",
         ),
         Check(
             "CAP_SYS_RESOURCE",

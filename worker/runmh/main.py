@@ -152,7 +152,11 @@ class Supervisor:
         for pid in restored:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-        return {"code": "restore_failed", "message": "CRIU restored nothing.", "remedy": ""}
+        return {
+            "code": "restore_failed",
+            "message": "CRIU restored nothing.",
+            "remedy": "Look at CRIU's log.",
+        }
 
     def _become_criu(self) -> NoReturn:
         paths = self.arguments
