@@ -25,6 +25,9 @@ from worker.process import Process
 
 log = logging.getLogger(__name__)
 
+_LAST_WORD_WITHIN = 0.5
+"""Seconds that a supervisor may take to write how its service ended."""
+
 
 class Truth(NamedTuple):
     """What is true of a service now, in the words of its row."""
@@ -47,6 +50,10 @@ def truth(paths: Paths, service_id: str) -> Truth | None:
     if running is not None:
         return Truth(ServiceState.RUNNING, running.shown_pid, running.runmh.pid)
     state = supervision.read_state(paths, service_id)
+    if state.get("phase") == "running":
+        # The service has just ended and its supervisor is about to say how.
+        Process(*state["runmh"]).wait(_LAST_WORD_WITHIN)
+        state = supervision.read_state(paths, service_id)
     match state.get("phase"):
         case "ended":
             ended = Ended(state.get("exit_code"), state.get("exit_signal"))
