@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from worker import connections, namespaces
+from worker import connections, namespaces, process
 from worker.supervision import Running
 
 _OPTIONS = [
@@ -58,6 +59,15 @@ def restore(criu: str, running: Running, image: Path, root: Path) -> None:
         subprocess.run(words, check=True, capture_output=True, pass_fds=[sink])
     finally:
         os.close(sink)
+
+
+def end(image: Path) -> None:
+    """End what `restore` restored, which has no supervisor, and remove the image."""
+    restored = process.Process.of(int((image / "pid").read_text()))
+    if restored is not None:
+        restored.signal(signal.SIGKILL)
+        restored.wait(10)
+    shutil.rmtree(image)
 
 
 def release(image: Path) -> None:

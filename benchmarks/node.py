@@ -62,6 +62,11 @@ class Node:
         return found
 
 
+def small(port: int) -> list[str]:
+    """Return the command of a small service."""
+    return ["python3", "-m", "http.server", str(port), "-b", "127.0.0.1", "-d", "/usr/share/common-licenses"]
+
+
 def free_port() -> int:
     """Return a TCP port that nobody listens on at this moment."""
     with socket.socket() as found:

@@ -13,8 +13,8 @@ PAGE = Path(__file__).resolve().parent.parent / "docs/performance.md"
 _HEAD = """# Performance
 
 Every number here was written by `make bench` or `make bench-peers`. Run them on a machine of yours, and
-compare the ratios, which were taken side by side in one run, rather than the seconds. A ratio is the median of the
-pairs, with the least and the most in brackets; seconds likewise.
+compare the ratios, which were taken side by side in one run, rather than the seconds. A ratio is the median
+of the pairs, with the least and the most in brackets; seconds likewise.
 """
 
 
@@ -64,9 +64,18 @@ def bare(found: dict[str, Any]) -> str:
 
 def peers(found: dict[str, Any]) -> str:
     """Return the section that compares Miehistö with container engines."""
-    rows = [[name, str(samples["dump"]), str(samples["restore"])] for name, samples in found["times"].items()]
-    text = "The same http.server, checkpointed and restored by each, seconds of the whole command:\n\n"
-    text += table(["", "dump", "restore"], rows)
+    times = found["times"]
+    first, ours = next(iter(times.items()))
+    rows = []
+    for name, samples in times.items():
+        rows.append([name])
+        for verb in ("dump", "restore"):
+            rows[-1] += [str(samples[verb]), "" if name == first else ratio(ours[verb], samples[verb])]
+    text = (
+        "The same http.server, checkpointed and restored by each, whole commands, in turn.\n"
+        f"The ratio is {first} to the one of that row, round by round: below 1, {first} is faster.\n\n"
+    )
+    text += table(["", "dump, s", "ratio", "restore, s", "ratio"], rows)
     return text + "".join(f"- {line}\n" for line in found["remarks"])
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import bare, measuring, report
 from benchmarks.measuring import Sample, timed
-from benchmarks.node import MHCTL, Node, free_port, started, wait_for
+from benchmarks.node import MHCTL, Node, free_port, small, started, wait_for
 from worker import process
 from worker.supervision import Running
 
@@ -36,11 +34,6 @@ block = os.urandom(1 << 20)
 memory = bytearray().join(block for _ in range(1024))
 http.server.test(http.server.SimpleHTTPRequestHandler, port={port}, bind="127.0.0.1")
 """
-
-
-def small(port: int) -> list[str]:
-    """Return the command of a small service."""
-    return ["python3", "-m", "http.server", str(port), "-b", "127.0.0.1", "-d", "/usr/share/common-licenses"]
 
 
 def large(port: int) -> list[str]:
@@ -85,7 +78,7 @@ def against_bare(
     for _ in range(pairs):
         _bare_pair(node.running(service), scratch / "image", root, times)
         wait_for(port)
-        _end_bare(scratch / "image")
+        bare.end(scratch / "image")
         time.sleep(0.6)  # the agent writes that the service has ended
         node.mhctl("service", "start", service)
         wait_for(port)
@@ -104,15 +97,6 @@ def _bare_pair(running: Running, image: Path, root: Path, times: dict[str, list[
     """Bare CRIU works on the tree that runmh made."""
     times["bare dump"].append(timed(lambda: bare.dump(CRIU, running, image)))
     times["bare restore"].append(timed(lambda: bare.restore(CRIU, running, image, root)))
-
-
-def _end_bare(image: Path) -> None:
-    """End what bare CRIU restored: it has no supervisor."""
-    restored = process.Process.of(int((image / "pid").read_text()))
-    if restored is not None:
-        restored.signal(signal.SIGKILL)
-        restored.wait(10)
-    shutil.rmtree(image)
 
 
 def _medians(rows: list[dict[str, float]]) -> dict[str, float]:
