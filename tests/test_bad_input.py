@@ -250,12 +250,11 @@ def test_a_second_dump_while_one_runs(stack: Stack) -> None:
     """Some hundred megabytes make the first one slow enough to be met."""
     large = Witness(stack, "memory=400")
     first = stack.api("POST", f"services/{large.id}/dump").body["object_id"]
-    for words in (("service", "dump", large.id), ("service", "stop", large.id)):
-        refusal = mhctl_refuses(stack, *words, exit_code=1, code="job_active")
-        assert first in refusal.message and first in refusal.remedy
-        assert refusal.details["job"] == first
-    api_refuses(stack, "POST", f"services/{large.id}/dump", status=409, code="job_active")
-    assert stack.show("job", first)["status"] in {"queued", "running"}, "the first dump was too quick"
+    for verb in ("dump", "stop"):
+        api_refuses(stack, "POST", f"services/{large.id}/{verb}", status=409, code="job_active")
+    refusal = mhctl_refuses(stack, "service", "dump", large.id, exit_code=1, code="job_active")
+    assert first in refusal.message and first in refusal.remedy
+    assert refusal.details["job"] == first
     image = json.loads(stack.mhctl("job", "wait", first, "--json").out)["image"]
     assert [each["object_id"] for each in stack.api("GET", "images").body] == [image]
     assert stack.show("service", large.id)["status"] == "dumped"
@@ -340,14 +339,13 @@ def test_a_damaged_manifest(stack: Stack, witness: Witness) -> None:
         path.unlink(missing_ok=True)
         if content is not None:
             path.write_bytes(content)
-        stack.mhctl("image", "verify", image, check=False)  # so that its row says "damaged" before and after
+        mhctl_refuses(stack, "image", "verify", image, exit_code=1, code="image_damaged")
         assert stack.show("image", image)["status"] == "damaged", how
         with nothing_changes(stack, jobs=1):
             words = ("service", "restore", "--from", image)
             refusal = mhctl_refuses(stack, *words, exit_code=1, code="image_damaged")
             assert image in refusal.message and "manifest.json" in " ".join(refusal.lines), how
             assert witness.is_silent()
-        mhctl_refuses(stack, "image", "verify", image, exit_code=1, code="image_damaged")
     path.write_bytes(good)
     stack.mhctl("image", "verify", image)
     assert stack.show("image", image)["status"] == "sealed"
