@@ -1,0 +1,159 @@
+"""What a service sees of the host's file systems: what was mounted when it started, and what it asked for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.servers import Redis, started
+from tests.stack import Stack
+
+TMPFS = ("-t", "tmpfs", "tests")
+
+
+@contextmanager
+def mounted(point: Path, *options: str) -> Iterator[Path]:
+    """Have something mounted at `point` for the time of a `with`: what the options of mount(8) say."""
+    made = [folder for folder in (point, *point.parents) if not folder.exists()]
+    point.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", *options, str(point)], check=True)
+    try:
+        yield point
+    finally:
+        subprocess.run(["umount", "--lazy", str(point)], check=True)
+        for folder in made:
+            folder.rmdir()
+
+
+def seen_by(stack: Stack, service: str) -> Path:
+    """Return the root folder of a service, as a path of the host."""
+    return Path(f"/proc/{stack.show('service', service)['pid']}/root")
+
+
+def mount_points(stack: Stack, service: str) -> set[str]:
+    rows = (seen_by(stack, service).parent / "mountinfo").read_text().splitlines()
+    return {row.split()[4] for row in rows}
+
+
+@pytest.fixture(params=["a file system", "a bind"])
+def options(request: pytest.FixtureRequest, folder: Path) -> tuple[str, ...]:
+    """What mount(8) needs for each kind of mount that a host may have."""
+    if request.param == "a bind":
+        (folder / "elsewhere").mkdir()
+        return ("--bind", str(folder / "elsewhere"))
+    return TMPFS
+
+
+def test_what_was_mounted_before_the_start_is_seen(
+    stack: Stack, folder: Path, options: tuple[str, ...]
+) -> None:
+    """And after each restore it is the same: /home, /var or /tmp may well be file systems of their own."""
+    with mounted(folder / "data", *options) as data:
+        (data / "file").write_text("of the file system")
+        server = Redis(folder)
+        service = started(stack, server, "-C", str(data))
+        for _ in range(2):
+            held = server.state()
+            image = stack.dump(service)
+            (data / "file").write_text("changed meanwhile")
+            stack.restore(image)
+            assert server.state() == held
+            root = seen_by(stack, service)
+            assert str(data) in mount_points(stack, service)
+            assert (root / data.relative_to("/") / "file").read_text() == "changed meanwhile"
+            assert os.readlink(root.parent / "cwd") == str(data)
+
+
+def test_a_file_system_mounted_later_does_not_disturb(stack: Stack, folder: Path) -> None:
+    server = Redis(folder)
+    service = started(stack, server)
+    held = server.state()
+    with mounted(folder / "later", *TMPFS) as later:
+        assert str(later) not in mount_points(stack, service)
+        stack.restore(stack.dump(service))
+        assert server.state() == held
+        assert str(later) not in mount_points(stack, service)
+        image = stack.dump(service)
+    stack.restore(image)
+    assert server.state() == held
+
+
+def test_a_mount_that_is_missing_is_named(stack: Stack, folder: Path, options: tuple[str, ...]) -> None:
+    """Then nothing is restored; once it is back the image is as good as before."""
+    server = Redis(folder)
+    with mounted(folder / "data", *options) as data:
+        service = started(stack, server)
+        held = server.state()
+        image = stack.dump(service)
+
+    answer = stack.mhctl("service", "restore", "--from", image, check=False)
+    assert answer.code == 1
+    assert str(data) in answer.err
+    error = stack.api("GET", "jobs?limit=1").body[0]["error"]
+    assert error["code"] == "mount_missing"
+    assert str(data) in error["message"]
+    assert stack.show("service", service)["status"] == "dumped"
+
+    with mounted(data, *options):
+        (data / "file").write_text("of the new one")
+        stack.restore(image)
+        assert server.state() == held
+        assert (seen_by(stack, service) / data.relative_to("/") / "file").read_text() == "of the new one"
+
+
+def test_what_comes_and_goes_on_a_host_is_not_seen(stack: Stack, folder: Path) -> None:
+    """The layers of container engines, and the image pool, which may be on a file system of its own."""
+    engine = Path(f"/var/lib/containers/storage/overlay/{folder.name}/merged")
+    pool = stack.folder / "state/images"
+    server = Redis(folder)
+    with mounted(engine, *TMPFS), mounted(pool, "--bind", str(pool)):
+        service = started(stack, server)
+        points = mount_points(stack, service)
+        assert "/proc" in points
+        assert not points & {str(engine), str(pool)}
+        held = server.state()
+        image = stack.dump(service)
+    stack.restore(image)
+    assert server.state() == held
+
+
+def test_a_service_sees_what_it_asked_for(stack: Stack, folder: Path) -> None:
+    """Extra binds, of folders and of files, some of them read-only; after a restore still so."""
+    for name in ("source", "here", "read-only", "protected"):
+        (folder / name).mkdir()
+    (folder / "source/file").write_text("of the source")
+    (folder / "hosts").write_text("127.0.0.1 example.test\n")
+    server = Redis(folder)
+    service = started(
+        stack,
+        server,
+        *("-b", f"{folder}/source:{folder}/here"),
+        *("-b", f"{folder}/source:{folder}/read-only:ro"),
+        *("-b", f"{folder}/hosts:/etc/hosts:ro"),
+        *("-b", f"{folder}/protected:{folder}/protected:ro"),
+    )
+
+    def look() -> None:
+        root = seen_by(stack, service)
+        here, read_only = (root / folder.relative_to("/") / name for name in ("here", "read-only"))
+        assert (here / "file").read_text() == (read_only / "file").read_text() == "of the source"
+        assert (root / "etc/hosts").read_text() == "127.0.0.1 example.test\n"
+        (here / "written").write_text("by the service")
+        assert (folder / "source/written").read_text() == "by the service"
+        protected = root / folder.relative_to("/") / "protected"
+        for path in (read_only / "written", root / "etc/hosts", protected / "written"):
+            with pytest.raises(OSError, match="Read-only file system"):
+                path.write_text("no")
+        assert not list((folder / "here").iterdir()), "seen by the service, and by nobody else"
+
+    look()
+    for _ in range(2):
+        held = server.state()
+        stack.restore(stack.dump(service))
+        assert server.state() == held
+        look()
