@@ -14,6 +14,7 @@ from pathlib import Path
 from worker import connections, namespaces, process
 from worker.supervision import Running
 
+# CRIU works in a session of its own: one that Ctrl-C ends half way can take the process along that it dumps.
 _OPTIONS = [
     "--tcp-established",
     "--file-locks",
@@ -42,7 +43,7 @@ def dump(criu: str, running: Running, image: Path) -> None:
         *_OPTIONS,
         *external,
     ]
-    subprocess.run(words, check=True, capture_output=True)
+    subprocess.run(words, check=True, capture_output=True, start_new_session=True)
 
 
 def restore(criu: str, running: Running, image: Path, root: Path) -> None:
@@ -56,7 +57,7 @@ def restore(criu: str, running: Running, image: Path, root: Path) -> None:
             *_OPTIONS,
             *external,
         ]
-        subprocess.run(words, check=True, capture_output=True, pass_fds=[sink])
+        subprocess.run(words, check=True, capture_output=True, pass_fds=[sink], start_new_session=True)
     finally:
         os.close(sink)
 

@@ -168,6 +168,8 @@ class Engines:
             stderr=into,
             text=True,
             check=False,
+            # Ctrl-C waits until the engine and CRIU below it have done what they are at.
+            start_new_session=True,
         )
         if done.returncode:
             said = done.stderr if log is None else log.read_text() if log.exists() else ""

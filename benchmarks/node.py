@@ -44,7 +44,12 @@ class Node:
     def mhctl(self, *words: str) -> str:
         """Run mhctl and return what it prints."""
         done = subprocess.run(
-            [MHCTL, *words], env=self.environment, capture_output=True, text=True, check=False
+            [MHCTL, *words],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            start_new_session=True,
         )
         if done.returncode:
             raise RuntimeError(f"mhctl {' '.join(words)}: {done.stderr}")
@@ -102,6 +107,8 @@ def started() -> Iterator[Node]:
             env=node.environment,
             stdout=log,
             stderr=subprocess.STDOUT,
+            # Ctrl-C is for this process, which then ends the services and the daemon in that order.
+            start_new_session=True,
         )
     try:
         for _ in range(600):

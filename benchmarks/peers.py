@@ -310,6 +310,8 @@ def _measure(place: Place, pairs: int, stop: threading.Event) -> dict[str, Any]:
             remarks.append(f"{one.name} does not work on this host: {error}")
 
         for one in list(works):
+            if stop.is_set():
+                break
             try:
                 one.do(one.start)
                 wait_for(one.port)
@@ -374,8 +376,11 @@ def _contenders(place: Place, remarks: list[str]) -> Iterator[list[Contender]]:
         inside.extend([Plain(place, peers, "crun"), Plain(place, peers, "runc")])
         remarks.append(
             f"crun, runc and podman are those of Debian's {engines.SUITE}, unpacked, not installed. Their "
-            "root file system is a copy of the host's Python, their network is the host's. An exported checkpoint "
-            "is one of `--export FILE --compress none`; the others stay in the container's folder."
+            "root file system is a copy of the host's Python, their network is the host's."
+        )
+        remarks.append(
+            "An exported checkpoint was made by `--export FILE --compress none`, the others stay in podman's "
+            "folder of the container."
         )
         peers.import_image()
         inside.extend([Podman(place, peers, "crun"), Podman(place, peers, "crun", export=True)])
