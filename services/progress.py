@@ -6,6 +6,7 @@ transaction with its JobEvent; the bell rings after the commit.
 
 import logging
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 from django.db import transaction
@@ -221,11 +222,13 @@ def observe(
     exit_code: int | None,
     exit_signal: int | None,
     reason: str,
+    as_of: datetime | None = None,
 ) -> bool:
     """Write what the agent saw of a service.
 
-    Returns True if the row changed; False when it said so already, when a running job has the word, when
-    there is no such row, or when the table of transitions forbids it.
+    as_of: the row's `changed_at` before the agent looked; a row that a job has changed since is left alone.
+    Returns True if the row changed; False when it said so already, when a running job has the word or had it
+    meanwhile, when there is no such row, or when the table of transitions forbids it.
     """
     seen = {
         "status": state.value,
@@ -241,6 +244,8 @@ def observe(
     with transaction.atomic():
         service = Service.objects.select_for_update().filter(pk=service_id).first()
         if service is None or service.jobs.filter(status=JobState.RUNNING).exists():
+            return False
+        if as_of is not None and service.changed_at != as_of:
             return False
         if not may_move(service.state, state):
             log.warning("service %s is %s, yet was seen %s", service_id, service.status, state)

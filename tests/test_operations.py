@@ -183,9 +183,11 @@ def test_the_agent_is_not_heard_while_a_job_runs() -> None:
         "exit_signal": None,
         "reason": "",
     }
+    before = service.changed_at
     job = taken(operations.request_stop(service, **ROOT))
     assert operations.observe(service.pk, **seen) is False
     operations.succeed(job, service_state=None, result={}, statistics={}, exit_code=0)
+    assert operations.observe(service.pk, **seen, as_of=before) is False, "it looked before the job's end"
     service.refresh_from_db()
     assert service.status == ServiceState.STOPPED
     assert operations.observe("0" * 32, **seen) is False

@@ -18,7 +18,7 @@ from django.conf import settings
 from django.db import DatabaseError, close_old_connections, connection
 
 from services import operations
-from services.models import Job
+from services.models import Job, Service
 from services.states import JobState
 from worker import criu, host, reconcile, supervision
 from worker.errors import JobFailed
@@ -114,14 +114,19 @@ class Agent:
 
     def _observe(self, service_id: str) -> bool:
         """Write what is true of a service; False if that has to be looked at again."""
+        # Before the look, for a job may end between the look and what is written of it.
+        row = Service.objects.filter(pk=service_id)
+        changed_at = row.values_list("changed_at", flat=True).first()
         found = reconcile.truth(self._paths, service_id)
-        if found is None:
+        if found is None or changed_at is None:
             return True
         if found.supervisor_pid is not None:
             self._watch(service_id)
-        operations.observe(service_id, state=found.state, **found.extras())
+        if operations.observe(service_id, state=found.state, **found.extras(), as_of=changed_at):
+            return True
         # A job that works on the service has the word; what it leaves is looked at once more after it.
-        return not Job.objects.filter(service=service_id, status=JobState.RUNNING).exists()
+        working = Job.objects.filter(service=service_id, status=JobState.RUNNING).exists()
+        return not working and row.filter(changed_at=changed_at).exists()
 
     def _watch(self, service_id: str) -> None:
         self._forget(service_id)

@@ -103,7 +103,7 @@ def settle_lost_jobs(paths: Paths, node: str) -> int:
 def end_services_without_trace(paths: Paths, node: str) -> None:
     """Mark services that their rows believe alive but of which the node knows nothing: it was restarted."""
     rows = Service.objects.filter(node__name=node, status__in=[ServiceState.RUNNING, *TRANSIENT])
-    for service_id in rows.values_list("pk", flat=True):
+    for service_id, changed_at in rows.values_list("pk", "changed_at"):
         if truth(paths, service_id) is None:
             operations.observe(
                 service_id,
@@ -113,6 +113,7 @@ def end_services_without_trace(paths: Paths, node: str) -> None:
                 exit_signal=None,
                 state=ServiceState.EXITED,
                 reason="It ended unseen: the node was restarted, or what is known of it was deleted.",
+                as_of=changed_at,
             )
 
 
