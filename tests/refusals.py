@@ -142,7 +142,9 @@ def nothing_changes(stack: Stack, *, jobs: int = 0) -> Iterator[None]:
     yield
     # A supervisor that has said why it gave up may take a moment to be gone.
     eventually(lambda: picture(stack) == before, within=5)
-    assert picture(stack) == before
+    after = picture(stack)
+    changed = {name: (was, after[name]) for name, was in before.items() if after[name] != was}
+    assert not changed, changed
     assert _jobs(stack) == jobs_before + jobs
 
 
