@@ -132,15 +132,9 @@ class Engine:
         """
         with self._alone(service_id) as lock:
             self._refuse_running(service_id)
-            self.step("verifying image")
-            image = self.paths.image(image_id)
-            facts = manifest.read(image)
-            faults = manifest.faults(image, facts)
-            if faults:
-                raise manifest.damaged(image, faults)
+            facts = manifest.read(self.paths.image(image_id))
             preflight.check_mounts(facts)
             self.paths.empty_root.mkdir(mode=0o700, exist_ok=True)
-            self.step("restoring")
             try:
                 running = restore(self.tools, service_id, image_id, facts, lock)
             except BaseException:

@@ -48,7 +48,9 @@ def seal(partial: Path, final: Path, facts: dict[str, Any], sums: GrowingSums) -
         OSError: the disk is full or broken; `partial` is then as it was, but for a manifest.
     """
     files = {}
-    for path in sorted(partial.iterdir()):
+    paths = sorted(partial.iterdir())
+    sums.begin_writing(paths)
+    for path in paths:
         os.chown(path, 0, 0)
         path.chmod(0o600)
         files[path.name] = {"size": path.stat().st_size, "sha256": sums.digest_and_sync(path)}

@@ -36,15 +36,54 @@ def restore(tools: Tools, service_id: str, image_id: str, facts: dict[str, Any],
     criu.require(tools.criu)
     image = tools.paths.image(image_id)
     work = tools.work_folder(service_id)
-    log = work / "restore.log"
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     call = criu.Call(ours)
     places = [str(tools.paths.empty_root), *(source for _, source in facts["mounts"])]
     probe = tools.warm.probe if warm.serves(places) else -1
+    with theirs:
+        # runmh starts, and its CRIU waits for the request, while the image is verified.
+        supervisor = supervision.begin(
+            tools.paths,
+            "restore",
+            service_id,
+            tools.tini,
+            pass_fds=[theirs.fileno(), lock, *([probe] if probe >= 0 else [])],
+            options={
+                "image": image_id,
+                "mounts": json.dumps(facts["mounts"]),
+                "criu": tools.criu,
+                "rpc-fd": str(theirs.fileno()),
+                "lock-fd": str(lock),
+                "probe-fd": str(probe),
+            },
+        )
+    try:
+        tools.step("verifying image")
+        faults = manifest.faults(image, facts)
+        if faults:
+            raise manifest.damaged(image, faults)
+        tools.step("restoring")
+        _converse(tools, call, service_id, image_id, facts, work)
+    except BaseException:
+        call.close()
+        supervision.give_up(tools.paths, service_id)
+        supervisor.settle(tools.timeout)
+        raise
+    call.close()
+    return supervisor.running(tools.timeout)
+
+
+def _converse(
+    tools: Tools, call: criu.Call, service_id: str, image_id: str, facts: dict[str, Any], work: Path
+) -> None:
+    """Send CRIU the request, and let nothing run before all of the image is verified."""
+    image = tools.paths.image(image_id)
+    log = work / "restore.log"
     # CRIU copies the memory without looking at it, and waits for the verdict before anything runs.
     verdict: Future[list[str]] = Future()
     large = manifest.large_files(facts)
     reader = threading.Thread(target=_judge, args=(verdict, image, facts, large), name="verify")
+    reader.start()
 
     def agreed(stage: str) -> bool:
         if stage == "post-restore" and not verdict.done():
@@ -52,23 +91,6 @@ def restore(tools: Tools, service_id: str, image_id: str, facts: dict[str, Any],
         return stage != "post-restore" or not verdict.result()
 
     try:
-        reader.start()
-        with theirs:
-            supervisor = supervision.begin(
-                tools.paths,
-                "restore",
-                service_id,
-                tools.tini,
-                pass_fds=[theirs.fileno(), lock, *([probe] if probe >= 0 else [])],
-                options={
-                    "image": image_id,
-                    "mounts": json.dumps(facts["mounts"]),
-                    "criu": tools.criu,
-                    "rpc-fd": str(theirs.fileno()),
-                    "lock-fd": str(lock),
-                    "probe-fd": str(probe),
-                },
-            )
         with criu.folders(image, work) as (image_fd, work_fd):
             request = rpc.criu_req(type=rpc.RESTORE, opts=criu.common_options())
             opts = request.opts
@@ -86,17 +108,13 @@ def restore(tools: Tools, service_id: str, image_id: str, facts: dict[str, Any],
             opts.notify_scripts = bool(large)
             answer = call.converse(request, timeout=tools.timeout, on_notify=agreed)
     except JobFailed as failure:
-        supervision.give_up(tools.paths, service_id)
         raise explained("restore", image, log, failure) from None
     finally:
-        call.close()
         reader.join()
+    if verdict.result():
+        raise manifest.damaged(image, verdict.result())
     if not answer.success:
-        supervisor.settle(tools.timeout)
-        if verdict.result():
-            raise manifest.damaged(image, verdict.result())
         raise explained("restore", image, log)
-    return supervisor.running(tools.timeout)
 
 
 def _judge(verdict: Future[list[str]], image: Path, facts: dict[str, Any], names: list[str]) -> None:

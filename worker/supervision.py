@@ -56,8 +56,9 @@ class Running(NamedTuple):
 class Supervisor:
     """A runmh that was launched and has not said yet how it went."""
 
-    def __init__(self, paths: Paths, service_id: str, ready: int) -> None:
+    def __init__(self, paths: Paths, service_id: str, ready: int, launcher: subprocess.Popen[bytes]) -> None:
         self._paths = paths
+        self._launcher = launcher
         self._service_id = service_id
         self._ready = ready
 
@@ -78,6 +79,8 @@ class Supervisor:
                 heard += data
         finally:
             os.close(self._ready)
+            # It ended when it had forked the runmh proper, long before that had anything to say.
+            self._launcher.wait()
         if not heard.endswith(b"\n"):
             raise JobFailed(
                 "supervisor_died",
@@ -110,7 +113,9 @@ def begin(
     pass_fds: Sequence[int] = (),
     options: Mapping[str, str] | None = None,
 ) -> Supervisor:
-    """Launch a runmh in a session of its own; it is nobody's child a moment later.
+    """Launch a runmh in a session of its own, and return before it has read its command line.
+
+    A moment later it is nobody's child. `settle` or `running` must be called on what is returned.
 
     Args:
         action: ``start`` or ``restore``.
@@ -129,9 +134,8 @@ def begin(
     }
     with (paths.runtime(service_id) / "runmh.err").open("ab") as errors:
         try:
-            subprocess.run(
+            launcher = subprocess.Popen(
                 [*_PROGRAM, action, service_id, *(f"--{name}={value}" for name, value in words.items())],
-                check=False,
                 start_new_session=True,
                 pass_fds=[ready, *pass_fds],
                 stdin=subprocess.DEVNULL,
@@ -142,7 +146,7 @@ def begin(
             )
         finally:
             os.close(ready)
-    return Supervisor(paths, service_id, listen)
+    return Supervisor(paths, service_id, listen, launcher)
 
 
 def launch(paths: Paths, action: str, service_id: str, tini: str, timeout: float) -> Running:
