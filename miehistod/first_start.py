@@ -10,34 +10,44 @@ from miehistod.folders import write_private
 from miehistod.launch import Launcher
 
 ADMIN = "admin"
-FROM_DJANGO = "See what Django says above; DATABASE_URL names the database."
+FROM_DJANGO = "Mend the setting that is named (docs/settings.md), or the database that DATABASE_URL names."
 
 
-# One process for both: most of their time goes into loading Django.
+# One process for both: most of their time goes into loading Django. What an operator can mend is a sentence.
 PREPARE = """
+import sys
 import django
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
-django.setup()
-call_command("migrate", interactive=False, verbosity=0)
-call_command("daemon_token")
+from django.db import DatabaseError
+from environs import EnvError
+try:
+    django.setup()
+    call_command("migrate", interactive=False, verbosity=0)
+    if "token" in sys.argv:
+        call_command("daemon_token")
+except (EnvError, ImproperlyConfigured, DatabaseError) as error:
+    sys.exit(str(error))
 """
 
 
-def prepare_database(launcher: Launcher) -> None:
-    """Brings the database up to date and writes a fresh token for root's mhctl to RUN_DIR/token.
+def prepare_database(launcher: Launcher, *, make_token: bool = False) -> None:
+    """Brings the database up to date, as the site's user, so that its files are his.
 
-    Both as the site's user, so that the database's files are his.
+    Args:
+        make_token: also write a fresh token for root's mhctl to RUN_DIR/token; the node's earlier one ends.
 
     Raises:
         CannotRun: the database cannot be brought up to date, or the site gives no token.
     """
-    done = launcher.run_python_as_user("-c", PREPARE)
+    done = launcher.run_python_as_user("-c", PREPARE, *(["token"] if make_token else []))
     token = done.stdout.strip().rpartition("\n")[2]
-    if done.returncode != 0 or not token:
+    if done.returncode != 0 or (make_token and not token):
         raise CannotRun(
             f"The database cannot be prepared:\n{_last_lines(done.stderr or done.stdout)}", FROM_DJANGO
         )
-    write_private(launcher.settings.run_dir / "token", token + "\n")
+    if make_token:
+        write_private(launcher.settings.run_dir / "token", token + "\n")
 
 
 def make_admin(launcher: Launcher) -> Path:

@@ -84,8 +84,8 @@ def point_to(link: Path, target: Path) -> None:
     fresh.rename(link)
 
 
-def take_lock(run_dir: Path) -> TextIO:
-    """Makes sure that there is one miehistod for a RUN_DIR.
+def take_lock(folder: Path) -> TextIO:
+    """Makes sure that there is one miehistod for a folder: its RUN_DIR, or its STATE_DIR.
 
     Returns:
         the open file; the lock lasts as long as it is open in this process, whatever ends it.
@@ -93,9 +93,9 @@ def take_lock(run_dir: Path) -> TextIO:
     Raises:
         CannotRun: another one holds it.
     """
-    path = run_dir / "miehistod.lock"
+    path = folder / "miehistod.lock"
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="ascii")
     except OSError as error:
         raise CannotRun(f"{error.filename} cannot be made: {error.strerror}.", MAKE_ROOM) from error
@@ -107,7 +107,7 @@ def take_lock(run_dir: Path) -> TextIO:
         file.close()
         raise CannotRun(
             f"miehistod is running already: process {holder} holds {path}.",
-            "Stop that one, or give this one a MIEHISTO_RUN_DIR of its own.",
+            "Stop that one, or give this one a MIEHISTO_RUN_DIR and a MIEHISTO_STATE_DIR of its own.",
         ) from None
     file.truncate(0)
     file.write(f"{os.getpid()}\n")

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def prepare_disk(settings: Settings) -> None:
     folders.make_secret_key(settings, site_user)
     launcher = Launcher(settings, site_user)
     launcher.make_places()
+    # No token: another miehistod may run on this database, and its own would end.
     first_start.prepare_database(launcher)
     first_start.make_admin(launcher)
 
@@ -96,7 +98,7 @@ def prepare(settings: Settings) -> Prepared:
     launcher = Launcher(settings, site_user)
     launcher.make_places()
     redis = None if settings.broker_url else parts.redis_part(launcher)
-    first_start.prepare_database(launcher)
+    first_start.prepare_database(launcher, make_token=True)
     password = first_start.make_admin(launcher)
     listeners = [tcp, sockets.listen_unix(settings, site_user)]
     others = [
@@ -186,7 +188,10 @@ def main() -> int:
         if only_prepare:
             prepare_disk(settings)
             return 0
-        with folders.take_lock(settings.run_dir):
+        with ExitStack() as locks:
+            # The state's too: with a RUN_DIR of its own a second one would believe that no service runs.
+            for folder in dict.fromkeys((settings.run_dir, settings.state_dir)):
+                locks.enter_context(folders.take_lock(folder))
             return asyncio.run(run(prepare(settings)))
     except CannotRun as reason:
         sys.stderr.write(f"miehistod: {reason}\n")

@@ -340,22 +340,57 @@ def test_folders_that_the_sites_user_cannot_reach_are_named(
         folders.make_folders(replace(settings, state_dir=closed / "state"), site_user)
 
 
-def test_a_second_miehistod_is_told_who_holds_the_folder(settings: Settings) -> None:
-    with folders.take_lock(settings.run_dir):
-        done = subprocess.run(
-            [sys.executable, "-m", "miehistod.main"],
-            env={**os.environ, "MIEHISTO_RUN_DIR": str(settings.run_dir)},
-            cwd=CHECKOUT,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-    assert done.returncode == 1
-    assert (
-        f"miehistod is running already: process {os.getpid()} holds {settings.run_dir}/miehistod.lock"
-        in done.stderr
+def main(settings: Settings, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run miehistod on the folders of a test, to its end."""
+    env = {
+        "MIEHISTO_STATE_DIR": str(settings.state_dir),
+        "MIEHISTO_RUN_DIR": str(settings.run_dir),
+        "MIEHISTO_LOG_DIR": str(settings.log_dir),
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "miehistod.main", *words],
+        env={**os.environ, **env, **more},
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
+
+
+@pytest.mark.parametrize("shared", ["run_dir", "state_dir"])
+def test_a_second_miehistod_is_told_who_holds_the_folder(settings: Settings, shared: str) -> None:
+    folder = getattr(settings, shared)
+    with folders.take_lock(folder):
+        done = main(settings)
+    assert done.returncode == 1
+    assert f"miehistod is running already: process {os.getpid()} holds {folder}/miehistod.lock" in done.stderr
+
+
+def test_to_prepare_leaves_a_running_nodes_token_alone(settings: Settings) -> None:
+    done = main(settings, "--prepare")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (settings.database_dir / "db.sqlite3").exists()
+    assert not (settings.run_dir / "token").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("MIEHISTO_START_SETTLE", "soon", 'Environment variable "MIEHISTO_START_SETTLE" invalid'),
+        ("DATABASE_URL", "mysql://host/name", "DATABASE_URL: cannot use the scheme 'mysql'"),
+        ("DATABASE_URL", "postgres://user:secret@127.0.0.1:1/name", "Connection refused"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named_without_a_traceback(
+    settings: Settings, name: str, value: str, sentence: str
+) -> None:
+    done = main(settings, "--prepare", **{name: value})
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert "docs/settings.md" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "secret" not in done.stderr
 
 
 def test_it_says_that_it_must_be_root(launcher: Launcher) -> None:
