@@ -185,8 +185,8 @@ class Gunicorn(Server):
     @property
     def command(self) -> list[str]:
         settings = ["-c", "python:counting_site", "-b", f"127.0.0.1:{self.port}"]
-        # Its watchdog counts the time that an image has lain in the pool as time that a worker was stuck.
-        settings += ["--timeout", "0", "--control-socket", str(self.folder / "gunicorn.ctl")]
+        # Its watchdog is left on: the time that a service lies in the pool does not pass for its monotonic clock.
+        settings += ["--control-socket", str(self.folder / "gunicorn.ctl")]
         return [sys.executable, "-m", "gunicorn", *settings, "counting_site:app"]
 
     def state(self) -> dict[str, Any]:
