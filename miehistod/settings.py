@@ -6,6 +6,7 @@ The names and defaults are those of miehisto_web/settings.py; docs/settings.md h
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from pathlib import Path
 from miehistod.errors import CannotRun
 
 DEFAULT_BIND = "127.0.0.1:14444"
+# It becomes the name of a queue, where Celery takes a comma for the beginning of another one, and a host name
+# that the site answers to, where "*" would be all.
+NODE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,253}[A-Za-z0-9])?\Z")
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
     """Reads the settings.
 
     Raises:
-        CannotRun: MIEHISTO_BIND is not HOST:PORT.
+        CannotRun: MIEHISTO_BIND is not HOST:PORT, or MIEHISTO_NODE no name.
     """
 
     def folder(name: str, default: str) -> Path:
@@ -80,6 +84,11 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
     if not (host and port.isascii() and port.isdecimal() and int(port) < 65536):
         raise CannotRun(
             f"The site cannot listen on {settings.bind!r}.", "Give MIEHISTO_BIND the form HOST:PORT."
+        )
+    if not NODE.match(settings.node):
+        raise CannotRun(
+            f"The node cannot be named {settings.node!r}.",
+            "Give MIEHISTO_NODE letters, digits, dots, dashes and underscores, as a host's name has.",
         )
     if settings.broker_url == settings.own_broker_url:
         settings = Settings(**{**vars(settings), "broker_url": ""})

@@ -403,7 +403,7 @@ def test_a_taken_address_is_named(settings: Settings, monkeypatch: pytest.Monkey
     monkeypatch.setattr(sockets, "PATIENCE", 0.0)
     with sockets.listen_tcp(settings) as taken:
         bind = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(CannotRun, match=f"cannot listen on {bind}: Address already in use"):
+        with pytest.raises(CannotRun, match=f"cannot listen on {bind}: Address already in use\\."):
             sockets.listen_tcp(replace(settings, bind=bind))
 
 
@@ -411,6 +411,18 @@ def test_a_taken_address_is_named(settings: Settings, monkeypatch: pytest.Monkey
 def test_a_bad_bind_address_is_refused(bind: str) -> None:
     with pytest.raises(CannotRun, match="cannot listen on"):
         read({"MIEHISTO_BIND": bind})
+
+
+def test_a_host_that_nobody_knows_is_named() -> None:
+    with pytest.raises(CannotRun, match=r"cannot listen on nowhere\.invalid:80: \w"):
+        sockets.listen_tcp(read({"MIEHISTO_BIND": "nowhere.invalid:80"}))
+
+
+@pytest.mark.parametrize("node", ["a,b", "*", "a b", ".example.org", "x" * 256, "100%h"])
+def test_a_node_has_a_name_that_queues_and_hosts_can_have(node: str) -> None:
+    with pytest.raises(CannotRun, match="The node cannot be named"):
+        read({"MIEHISTO_NODE": node})
+    assert read({"MIEHISTO_NODE": "db-1.example.org"}).node == "db-1.example.org"
 
 
 def test_names_and_defaults_are_the_sites(settings: Settings) -> None:
