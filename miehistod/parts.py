@@ -81,7 +81,8 @@ def site_part(launcher: Launcher, listeners: list[socket.socket]) -> PartSpec:
     fds = tuple(listener.fileno() for listener in listeners)
     argv = [launcher.python_for(as_user=True), "-m", "gunicorn", "-k", "asgi", "-w", str(SITE_PROCESSES)]
     argv += ["--graceful-timeout", str(SITE_GRACE), "--no-control-socket", "--access-logfile", "-"]
-    argv += ["--access-logformat", "%(s)s %(m)s %(U)s %(M)sms"]
+    # The address as it was sent, for a decoded one may hold a newline and so a line of the sender's making.
+    argv += ["--access-logformat", "%(s)s %(m)s %({raw_uri}e)s %(M)sms"]
     if Path("/dev/shm").is_dir():  # noqa: S108 (gunicorn's heartbeat file: on a disk it can stall)
         argv += ["--worker-tmp-dir", "/dev/shm"]  # noqa: S108
     argv.append("miehisto_web.asgi:application")

@@ -229,7 +229,7 @@ class Output:
         if len(self._rest) > LONGEST_LINE:
             lines, self._rest = [*lines, self._rest], b""
         for line in lines:
-            self._hear(line.decode("utf-8", "backslashreplace").rstrip("\r"))
+            self._hear(_visible(line))
         return True
 
     def _detach(self) -> None:
@@ -244,7 +244,15 @@ class Output:
         self._detach()
         os.close(self._fd)
         if self._rest:
-            self._hear(self._rest.decode("utf-8", "backslashreplace"))
+            self._hear(_visible(self._rest))
+
+
+def _visible(line: bytes) -> str:
+    """Returns a line with its control characters spelled out: no stranger's words may steer a terminal."""
+    text = line.decode("utf-8", "backslashreplace").rstrip("\r")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 async def _ended(pid: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import http.client
 import json
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.refusals import Witness, api_refuses, check_sentence, mhctl_refuses, nothing_changes, usage_error
-from tests.stack import Stack, free_port
+from tests.stack import Stack, eventually, free_port
 
 
 def test_words_that_mhctl_does_not_know(stack: Stack) -> None:
@@ -124,3 +125,12 @@ def test_a_daemon_that_is_not_reached(stack: Stack, tmp_path: Path) -> None:
             asked = (*words[:place], "--url", url, *words[place:])
             refusal = mhctl_refuses(stack, *asked, exit_code=3, code="not_reached")
             assert url in refusal.message and "miehistod" in refusal.remedy
+
+
+def test_a_stranger_cannot_write_lines_of_his_own_into_the_log(stack: Stack) -> None:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", stack.port, timeout=30)) as connection:
+        connection.request("GET", "/api/v1/forged%0aready:%20elsewhere%1b[2J")
+        assert connection.getresponse().status == 404
+    eventually(lambda: "GET /api/v1/forged%0aready" in stack.said())
+    assert "ready: elsewhere" not in stack.said()
+    assert "\x1b" not in stack.said()

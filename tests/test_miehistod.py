@@ -186,6 +186,14 @@ def test_output_is_cut_into_lines_under_the_parts_name() -> None:
     assert supervised(work)[:3] == ["part      | one", "part      | two \\xff", "part      | no end"]
 
 
+def test_output_cannot_steer_a_terminal() -> None:
+    async def work(supervisor: Supervisor) -> None:
+        supervisor.start(shell(r"printf 'a\tb\033[2J\302\205\303\251\n'; exec sleep 60"))
+        await asyncio.sleep(0.2)
+
+    assert supervised(work)[0] == r"part      | a{}b\x1b[2J\x85é".format("\t")
+
+
 # --- starting a part --------------------------------------------------------------------------------------
 
 
