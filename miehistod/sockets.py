@@ -33,7 +33,8 @@ def listen_tcp(settings: Settings) -> socket.socket:
                 time.sleep(0.1)
                 continue
             # Python adds the address to the kernel's words; getaddrinfo(3) has numbers and words of its own.
-            reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
+            number = error.errno or 0
+            reason = os.strerror(number) if number > 0 else error.strerror
             raise CannotRun(
                 f"The site cannot listen on {settings.bind}: {reason}.",
                 "Choose another address in MIEHISTO_BIND.",
