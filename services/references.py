@@ -4,7 +4,7 @@ import re
 from typing import Any, TypeVar
 
 from django.db import models
-from django.db.models import Q
+from django.db.models import Case, IntegerField, Q, Value, When
 
 from services.problems import Problem, bad_input
 
@@ -33,13 +33,15 @@ class ReferenceQuerySet(models.QuerySet[M]):
                 _listing(noun),
             )
         prefix = reference.lower()
-        wanted = Q(pk=prefix)
+        wanted = exact = Q(pk=prefix)
         if self.name_field:
-            wanted |= Q(**{self.name_field: reference})
+            wanted = exact = exact | Q(**{self.name_field: reference})
         if HEX_PREFIX.match(prefix):
             # A range, unlike LIKE, uses the primary key's index; "g" is what follows the last hex digit.
             wanted |= Q(pk__gte=prefix, pk__lt=prefix + "g")
-        rows = list(self.filter(wanted)[: LISTED + 1])
+        # What fits exactly comes first, for a name may also begin more ids than are looked at.
+        exact_first = Case(When(exact, then=Value(0)), default=Value(1), output_field=IntegerField())
+        rows = list(self.filter(wanted).order_by(exact_first, "pk")[: LISTED + 1])
         for matching in (
             [row for row in rows if row.pk == prefix],
             [row for row in rows if self.name_field and getattr(row, self.name_field) == reference],
