@@ -10,7 +10,7 @@ from images.models import Image, ImageState
 from services import validation
 from services.actors import Actor, require_operator
 from services.models import Job, Node, Service
-from services.operations import new_job, require_state
+from services.operations import name_taken, new_job, require_state
 from services.problems import Problem
 from services.references import not_found
 from services.states import JobKind
@@ -63,11 +63,11 @@ def rename(image: Image, name: str, actor: Actor) -> Image:
     name = validation.name(name)
     try:
         with transaction.atomic():
-            Image.objects.filter(pk=image.pk).update(name=name)
+            renamed = Image.objects.filter(pk=image.pk).update(name=name)
     except IntegrityError as taken:
-        raise Problem(
-            "name_taken", f"Another image is named {name!r}.", "Choose another name.", details={"name": name}
-        ) from taken
+        raise name_taken("image", name) from taken
+    if not renamed:
+        raise not_found("image", image.pk)
     image.name = name
     return image
 

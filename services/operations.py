@@ -75,7 +75,7 @@ def request_create(
             with transaction.atomic():
                 service.save(force_insert=True)
         except IntegrityError as taken:
-            raise _name_taken("service", service.name) from taken
+            raise name_taken("service", service.name) from taken
         return new_job(JobKind.START, node=node, service=service, actor=actor, source=source)
 
 
@@ -182,9 +182,11 @@ def rename(service: Service, name: str, actor: Actor) -> Service:
     name = validation.name(name)
     try:
         with transaction.atomic():
-            Service.objects.filter(pk=service.pk).update(name=name)
+            renamed = Service.objects.filter(pk=service.pk).update(name=name)
     except IntegrityError as taken:
-        raise _name_taken("service", name) from taken
+        raise name_taken("service", name) from taken
+    if not renamed:
+        raise not_found("service", service.pk)
     service.name = name
     return service
 
@@ -312,7 +314,8 @@ def _service_running(service: Service, remedy: str) -> Problem:
     )
 
 
-def _name_taken(noun: str, name: str) -> Problem:
+def name_taken(noun: str, name: str) -> Problem:
+    """Return the Problem for a name that another row has; `noun` is service or image."""
     return Problem(
         "name_taken", f"Another {noun} is named {name!r}.", "Choose another name.", details={"name": name}
     )
@@ -328,6 +331,7 @@ __all__ = [
     "fail",
     "heartbeat",
     "lose",
+    "name_taken",
     "new_job",
     "observe",
     "remove_service",

@@ -28,6 +28,18 @@ from services.states import (
 
 log = logging.getLogger(__name__)
 
+_SEEN_FIELDS = (
+    "status",
+    "status_reason",
+    "pid",
+    "supervisor_pid",
+    "exit_code",
+    "exit_signal",
+    "changed_at",
+    "started_at",
+    "image_id",
+)
+
 
 def claim(job_id: str, *, worker: str) -> Job | None:
     """Take a queued job; the service goes into the transient state of the job's kind.
@@ -276,17 +288,6 @@ def heartbeat(node_name: str, criu_version: str, kernel: str, capabilities: dict
     return node
 
 
-def _extras(
-    pid: int | None, supervisor_pid: int | None, exit_code: int | None, exit_signal: int | None
-) -> dict[str, int | None]:
-    return {
-        "pid": pid,
-        "supervisor_pid": supervisor_pid,
-        "exit_code": exit_code,
-        "exit_signal": exit_signal,
-    }
-
-
 def _settle_as(
     job: Job, state: ServiceState | None, extras: dict[str, int | None], reason: str
 ) -> Callable[[Service], None]:
@@ -361,7 +362,8 @@ def _write_service(
     service.status = state.value
     service.status_reason = reason
     service.changed_at = now
-    service.save()
+    # Not its name and what else operators write: they may have done so since this row was read.
+    service.save(update_fields=_SEEN_FIELDS)
 
 
 __all__ = [

@@ -18,7 +18,7 @@ from django.db import IntegrityError, connection, transaction
 
 from images import operations as image_operations
 from images.models import Image
-from services import operations
+from services import operations, progress
 from services.models import Job, Node, Service, new_id
 from services.problems import Problem
 from services.states import JobState, ServiceState
@@ -305,6 +305,36 @@ def test_references() -> None:
         with pytest.raises(Problem) as refused:
             Service.objects.by_reference(wrong)
         assert refused.value.code == "service_not_found"
+
+
+def test_a_name_that_many_ids_begin_with_still_names_its_own() -> None:
+    now = datetime.now(UTC)
+    for number in range(40):
+        Service.objects.create(
+            id=f"db{number:030}", name="", node=Node.objects.local(), created_at=now, changed_at=now
+        )
+    named = made_service("db")
+    assert Service.objects.by_reference("db") == named
+    assert Service.objects.by_reference(f"db{7:030}").pk == f"db{7:030}"
+    with pytest.raises(Problem, match="and more"):
+        Service.objects.by_reference("db0")
+
+
+def test_who_renames_what_was_deleted_is_told() -> None:
+    service = made_service("gone")
+    Service.objects.filter(pk=service.pk).delete()
+    with pytest.raises(Problem) as refused:
+        operations.rename(service, "other", "root")
+    assert refused.value.code == "service_not_found"
+
+
+def test_a_jobs_end_keeps_the_name_that_was_given_meanwhile() -> None:
+    job = operations.request_dump(running_service("old"), **ROOT)
+    claimed = taken(job)
+    assert claimed.service
+    operations.rename(Service.objects.get(pk=claimed.service.pk), "new", "root")
+    progress._write_service(claimed.service, ServiceState.RUNNING)
+    assert Service.objects.get(pk=claimed.service.pk).name == "new"
 
 
 def test_without_redis_the_job_stays_queued_and_the_request_is_quick() -> None:

@@ -17,9 +17,8 @@ class Command(ShellCommand):
         parser.add_argument("--json", action="store_true")
 
     def work(self, **options: Any) -> None:
-        services = Service.objects.for_display()
-        if not options["all"]:
-            services = services.filter(pid__isnull=False)
+        services = Service.objects.all() if options["all"] else Service.objects.with_process()
+        services = services.for_display()
         if options["json"]:
             self.put_json([service_object(service) for service in services])
             return
