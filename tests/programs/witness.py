@@ -13,13 +13,13 @@ import tempfile
 port, *wishes = sys.argv[1:]
 held: list[object] = []
 for wish in wishes:
-    kind, _, value = wish.partition("=")
+    kind, value = wish.split("=", 1)
     if kind == "memory":
         held.append(bytearray(b"x") * (int(value) << 20))
     elif kind == "deleted":
-        size, _, folder = value.partition(":")
+        mebibytes, folder = value.split(":", 1)
         file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it stays open
-        for _ in range(int(size)):
+        for _ in range(int(mebibytes)):
             file.write(os.urandom(1 << 20))
         file.flush()
         held.append(file)
@@ -32,7 +32,7 @@ word = os.urandom(8).hex()
 count = 0
 with socket.create_server(("127.0.0.1", int(port)), backlog=16) as listener:
     while True:
-        caller, _ = listener.accept()
+        caller = listener.accept()[0]
         count += 1
         with caller:
             caller.sendall(f"{word} {count}".encode())
