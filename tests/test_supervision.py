@@ -117,6 +117,25 @@ def test_a_service_has_its_user_its_folder_and_its_environment(stack: Stack) -> 
     assert surroundings(cycle(stack, service)) == found
 
 
+def test_a_service_inherits_nothing_but_its_log(stack: Stack) -> None:
+    """No descriptor of its supervisor's, no signal that is ignored or blocked, no terminal."""
+    service = stack.create("/bin/sleep", "3600")
+
+    def inherited(pid: int) -> dict[str, Any]:
+        status = process.status(pid)
+        folder = Path(f"/proc/{pid}/fd")
+        return {
+            "open": {int(link.name): os.readlink(link).partition(":")[0] for link in folder.iterdir()},
+            "ignored": int(status["SigIgn"], 16),
+            "blocked": int(status["SigBlk"], 16),
+            "terminal": Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[4],
+        }
+
+    nothing = {"open": {0: "/dev/null", 1: "pipe", 2: "pipe"}, "ignored": 0, "blocked": 0, "terminal": "0"}
+    assert inherited(pid_of(stack, service)) == nothing
+    assert inherited(cycle(stack, service)) == nothing
+
+
 def test_what_a_service_prints_goes_to_its_log(stack: Stack) -> None:
     """Through a pipe: the log may grow, be rotated or be deleted, and every image can still be restored."""
     service, pid = signalled(stack)

@@ -66,6 +66,10 @@ class Order:
         self.rpc_fd = int(options.get("rpc-fd", -1))
         self.probe_fd = int(options.get("probe-fd", -1))
         self.lock_fd = int(options.get("lock-fd", -1))
+        # None of them is for the service.
+        for descriptor in (self.ready_fd, self.rpc_fd, self.probe_fd, self.lock_fd):
+            if descriptor > 2:
+                os.set_inheritable(descriptor, False)
 
 
 class Supervisor:
@@ -169,7 +173,9 @@ class Supervisor:
             if paths.probe_fd >= 0:
                 namespaces.keep_probe(paths.probe_fd)
             os.dup2(self.pipe_write, LOG_FD)
-            os.set_inheritable(paths.rpc_fd, True)
+            for descriptor in (paths.rpc_fd, paths.lock_fd):
+                if descriptor >= 0:
+                    os.set_inheritable(descriptor, True)
             os.execv(paths.criu, [paths.criu, "swrk", str(paths.rpc_fd)])
         except BaseException as error:
             sys.stderr.write(f"runmh: cannot start CRIU: {error}\n")
@@ -178,9 +184,12 @@ class Supervisor:
 
     @staticmethod
     def _forget_signals() -> None:
+        """Go back to the defaults of signal(7): what is ignored, such as SIGPIPE by Python, survives exec."""
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            if signal.getsignal(number) not in (signal.SIG_DFL, None):
+                signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def write_state(self, phase: str, **more: Any) -> None:
         """Say how the service is, to whoever reads its state.json."""
