@@ -94,11 +94,14 @@ def _refusal(job: Job) -> tuple[str, str] | None:
     return code, f"The service is {service.status} by now."
 
 
-def enter_step(job: Job, step: str) -> None:
-    """Say what the job is about to do, e.g. "freezing"; a failure then says where it was."""
+def enter_step(job: Job, step: str, *, at: datetime | None = None) -> None:
+    """Say what the job is about to do, e.g. "freezing"; a failure then says where it was.
+
+    at: when it was; None for now.
+    """
     with transaction.atomic():
         Job.objects.filter(pk=job.pk, status=JobState.RUNNING).update(step=step)
-        JobEvent.objects.create(job_id=job.pk, at=timezone.now(), status=JobState.RUNNING, step=step)
+        JobEvent.objects.create(job_id=job.pk, at=at or timezone.now(), status=JobState.RUNNING, step=step)
     job.step = step
     bell.ring(job.pk)
 

@@ -17,6 +17,7 @@ from images import operations as images
 from services import operations
 from services.models import Job
 from services.states import JobKind, ServiceState
+from services.writing import Steps, surely
 from worker import agent as agent  # noqa: PLC0414 - its import adds the agent to the worker that runs this
 from worker import host, reconcile, warm
 from worker.engine import Engine
@@ -71,7 +72,8 @@ def run_job(job_id: str) -> None:
     if job is None:
         return
     try:
-        outcome = _HANDLERS[JobKind(job.kind)](job, engine(lambda step: operations.enter_step(job, step)))
+        with Steps(job) as steps:
+            outcome = _HANDLERS[JobKind(job.kind)](job, engine(steps.enter))
     except JobFailed as failure:
         _fail(job, failure)
     except OSError as error:
@@ -88,32 +90,37 @@ def run_job(job_id: str) -> None:
         _error(job)
     else:
         found = outcome.truth
-        operations.succeed(
-            job,
-            service_state=found.state if found else None,
-            result=outcome.result,
-            statistics=outcome.statistics,
-            **(found.extras() if found else {}),
+        surely(
+            lambda: operations.succeed(
+                job,
+                service_state=found.state if found else None,
+                result=outcome.result,
+                statistics=outcome.statistics,
+                **(found.extras() if found else {}),
+            )
         )
 
 
 def _fail(job: Job, failure: JobFailed) -> None:
     found = _truth_after_failure(job)
-    operations.fail(
-        job,
-        code=failure.code,
-        message=failure.message,
-        remedy=failure.remedy,
-        lines=failure.lines,
-        service_state=found.state if found else None,
-        **(found.extras() if found else {}),
+    surely(
+        lambda: operations.fail(
+            job,
+            code=failure.code,
+            message=failure.message,
+            remedy=failure.remedy,
+            lines=failure.lines,
+            service_state=found.state if found else None,
+            **(found.extras() if found else {}),
+        )
     )
 
 
 def _error(job: Job) -> None:
     log.exception("job %s hit a bug", job.pk)
     found = _truth_after_failure(job)
-    operations.error(job, traceback.format_exc(), found.state if found else None)
+    text = traceback.format_exc()
+    surely(lambda: operations.error(job, text, found.state if found else None))
 
 
 def _truth_after_failure(job: Job) -> Truth | None:
@@ -162,7 +169,7 @@ def _restart(job: Job, engine: Engine) -> Outcome:
 def _dump(job: Job, engine: Engine) -> Outcome:
     leave_running = bool(job.options.get("leave_running"))
     dumped = engine.dump(job.service_ref, job.image_id, leave_running=leave_running)
-    reconcile.record_image(paths(), job.image_id, job.node)
+    surely(lambda: reconcile.record_image(paths(), job.image_id, job.node))
     return Outcome(
         None if leave_running else Truth(ServiceState.DUMPED),
         {"image": job.image_id, "path": str(dumped.path)},
@@ -188,15 +195,16 @@ def _verify_image(job: Job, engine: Engine) -> Outcome:
     try:
         engine.verify(job.image_id)
     except JobFailed as failure:
-        images.mark_verified(job.image_id, failure.lines or [failure.message])
+        damage = failure.lines or [failure.message]
+        surely(lambda: images.mark_verified(job.image_id, damage))
         raise
-    images.mark_verified(job.image_id, [])
+    surely(lambda: images.mark_verified(job.image_id, []))
     return Outcome(None, {"image": job.image_id})
 
 
 def _delete_image(job: Job, engine: Engine) -> Outcome:
     engine.delete_image(job.image_id)
-    images.forget(job.image_id)
+    surely(lambda: images.forget(job.image_id))
     return Outcome(None, {"image": job.image_id})
 
 

@@ -1,0 +1,71 @@
+"""How a worker writes rows: steps beside the work, ends for certain. It knows nothing of what the work is."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+
+from django.db import DatabaseError, InterfaceError, OperationalError, close_old_connections, connection
+from django.utils import timezone
+
+from services import progress
+from services.models import Job
+
+log = logging.getLogger(__name__)
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
+
+
+class Steps:
+    """Writes the steps of a job in a thread of its own.
+
+    A service is frozen in some of them and must not wait for a database that somebody else holds. They are
+    notes: one that cannot be written is no reason to fail.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="steps")
+
+    def __enter__(self) -> Steps:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait until the last step is written, so that the job's end comes after it."""
+        self._thread.submit(connection.close)
+        self._thread.shutdown()
+
+    def enter(self, step: str) -> None:
+        """Say what is about to be done."""
+        at = timezone.now()
+
+        def write() -> None:
+            try:
+                progress.enter_step(self._job, step, at=at)
+            except DatabaseError as error:
+                log.warning("job %s: its step %r is not written: %s", self._job.pk, step, error)
+
+        self._thread.submit(write)
+
+
+def surely(write: Callable[[], object]) -> None:
+    """Write what has been done already, however long the database is away: it cannot be undone.
+
+    A worker that is ended meanwhile leaves a lost job, which is settled by what lies on the disk.
+    """
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            write()
+        except (OperationalError, InterfaceError) as error:
+            log.warning("the database cannot be written to, trying again in %g s: %s", pause, error)
+        else:
+            return
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+        close_old_connections()  # one that broke is of no use any more

@@ -1,0 +1,85 @@
+"""A database that somebody else holds: rows wait for it, services don't, and no job is lost by it."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+from django.db import connection
+
+from services import operations
+from services.models import JobEvent
+from services.writing import Steps, surely
+from tests.refusals import Witness
+from tests.rows import running_service, taken
+from tests.stack import Stack, eventually
+
+
+@contextlib.contextmanager
+def held(database: Path | str) -> Iterator[None]:
+    """Hold the right to write for the block, as a backup or another program would."""
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None, timeout=10)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+def test_a_dump_goes_on_while_the_database_is_held(stack: Stack) -> None:
+    witness = Witness(stack, options=("--name", "unhurried"))
+    job = stack.mhctl("service", "dump", "unhurried", "--no-wait").out.strip()
+    image = stack.api("GET", f"jobs/{job}").body["image"]
+    database = stack.folder / "state" / "database" / "db.sqlite3"
+    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as rows:
+        status = "SELECT status FROM services_job WHERE id = ?"
+        eventually(lambda: rows.execute(status, [job]).fetchone()[0] != "queued", 20)
+    with held(database):
+        # Its image is sealed and the service gone, though no step of it could be written.
+        assert eventually((stack.folder / "state" / "images" / image / "manifest.json").exists, 8)
+        assert eventually(witness.is_silent, 8)
+    assert stack.mhctl("job", "wait", job).out.strip() == job
+    ended = stack.api("GET", f"jobs/{job}").body
+    steps = [event["step"] for event in ended["events"] if event["status"] == "running" and event["step"]]
+    assert steps[-2:] == ["sealing image", "ending the dumped process"]
+    assert stack.api("GET", "services/unhurried").body["status"] == "dumped"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_step_waits_beside_the_work() -> None:
+    job = taken(operations.request_dump(running_service(), actor="root", source="manage"))
+    with Steps(job) as steps, held(settings.DATABASES["default"]["NAME"]):
+        began = time.monotonic()
+        steps.enter("freezing")
+        steps.enter("sealing")
+        assert time.monotonic() - began < 0.1
+        assert not JobEvent.objects.filter(job=job).exclude(step="").exists()
+    assert [event.step for event in job.events.exclude(step="")] == ["freezing", "sealing"]
+    job.refresh_from_db()
+    assert job.step == "sealing"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_jobs_end_is_written_however_long_the_database_is_held() -> None:
+    job = taken(operations.request_dump(running_service(), actor="root", source="manage"))
+    connection.cursor().execute("PRAGMA busy_timeout=50")
+    free, locked = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with held(settings.DATABASES["default"]["NAME"]):
+            locked.set()
+            free.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    locked.wait(10)
+    threading.Timer(0.7, free.set).start()
+    surely(lambda: operations.succeed(job, service_state=None, result={}, statistics={}))
+    holder.join()
+    connection.close()  # the short patience goes with it
+    job.refresh_from_db()
+    assert job.status == "succeeded"
