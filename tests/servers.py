@@ -185,7 +185,7 @@ class Gunicorn(Server):
     @property
     def command(self) -> list[str]:
         settings = ["-c", "python:counting_site", "-b", f"127.0.0.1:{self.port}"]
-        # Its watchdog is left on: the time that a service lies in the pool does not pass for its monotonic clock.
+        # Its watchdog is left on: for a monotonic clock the time in the pool does not pass.
         settings += ["--control-socket", str(self.folder / "gunicorn.ctl")]
         return [sys.executable, "-m", "gunicorn", *settings, "counting_site:app"]
 
