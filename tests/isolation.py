@@ -26,6 +26,7 @@ FOLDER = Path(tempfile.mkdtemp(prefix="miehisto-tests-"))
 """This run's folder. The site's unprivileged user may enter it, unlike pytest's own tmp_path."""
 
 _OURS = ("MIEHISTO_", "CELERY_", "DATABASE_URL", "DJANGO_")
+_PLACES = ("/run", "/tmp", "/dev/shm", "/var/lib", "/var/log", "/var/tmp", "/etc")
 _TOOLS = {"MIEHISTO_CRIU", "MIEHISTO_TINI", "MIEHISTO_USER"}
 
 
@@ -50,14 +51,25 @@ _isolate()
 
 
 def _traces() -> set[str]:
-    """Return what a test could leave on the host, a line each: processes, mounts, firewall tables."""
+    """Return what a test could leave on the host, a line each: processes, mounts, firewall tables, files.
+
+    A namespace lives by a process or a mount, so those two find it.
+    """
     tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False)
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     return {
         *(f"process {pid}: {words}" for pid, words in _own_processes()),
         *(f"mount: {line.split(' - ')[0].split(' ', 3)[3]}" for line in mounts),
         *(f"firewall: {line}" for line in tables.stdout.splitlines()),
+        *(f"file: {path}" for place in _PLACES for path in Path(place).glob("*") if _is_ours(path.name)),
     }
+
+
+def _is_ours(name: str) -> bool:
+    """Tell whether a file is Miehistö's or CRIU's, but for the folders of test runs and benchmarks."""
+    return ("miehisto" in name or "criu" in name) and not name.startswith(
+        ("miehisto-tests-", "miehisto-bench-")
+    )
 
 
 def _read(path: Path) -> bytes:
