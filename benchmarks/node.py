@@ -23,6 +23,7 @@ from worker.paths import Paths
 from worker.supervision import Running
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+TOOLS = {"MIEHISTO_CRIU", "MIEHISTO_TINI", "MIEHISTO_USER"}
 MHCTL = str(Path(sys.executable).with_name("mhctl"))
 
 
@@ -32,8 +33,11 @@ class Node:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.paths = Paths(folder / "state", folder / "run", folder / "log")
+        # An address or a database that the operator has set is another node's.
+        foreign = {name for name in os.environ if name.startswith("MIEHISTO_")} - TOOLS
+        foreign |= {"DATABASE_URL", "CELERY_BROKER_URL"}
         self.environment = {
-            **os.environ,
+            **{name: text for name, text in os.environ.items() if name not in foreign},
             "MIEHISTO_STATE_DIR": str(self.paths.state_dir),
             "MIEHISTO_RUN_DIR": str(self.paths.run_dir),
             "MIEHISTO_LOG_DIR": str(self.paths.log_dir),
