@@ -10,16 +10,17 @@ from images.models import Image, ImageState
 from services import validation
 from services.actors import Actor, require_operator
 from services.models import Job, Node, Service
-from services.operations import name_taken, new_job, require_state
+from services.operations import adopt, name_taken, new_job, require_state
 from services.problems import Problem
 from services.references import not_found
-from services.states import JobKind
+from services.states import JobKind, ServiceState
 
 
 def request_restore(image: Image, *, actor: Actor, source: str) -> Job:
-    """Ask to bring the service of an image back to where it was.
+    """Ask to bring the service of an image back to where it was, also one that was deleted since.
 
-    Raises Problem service_running, job_active, image_in_use, service_not_found (its row was deleted).
+    Raises Problem service_running, job_active, image_in_use, service_not_found (deleted, and the image's row
+    doesn't say what it was).
     """
     require_operator(actor)
     with transaction.atomic():
@@ -27,13 +28,7 @@ def request_restore(image: Image, *, actor: Actor, source: str) -> Job:
         _require_unused(current, {JobKind.DELETE_IMAGE})
         service = Service.objects.select_for_update().filter(pk=current.service_ref).first()
         if service is None:
-            raise Problem(
-                "service_not_found",
-                f"The service of image {image} was deleted.",
-                "Make its row again from what is on the disk (manage.py rescan).",
-                http_status=404,
-                details={"service": current.service_ref},
-            )
+            service = _service_again(current, actor)
         active = Job.objects.active().filter(service=service).exists()
         if not active:  # with an active job, that job is the better answer: new_job names it
             require_state(service, JobKind.RESTORE)
@@ -142,6 +137,27 @@ def _request(kind: JobKind, image: Image, *, actor: Actor, source: str, clash: s
             actor=actor,
             source=source,
         )
+
+
+def adopt_images(service: Service) -> None:
+    """Give a service whose row was made again the images that it had."""
+    Image.objects.filter(service_ref=service.pk, service=None).update(service=service)
+
+
+def _service_again(image: Image, actor: Actor) -> Service:
+    """Make the row of an image's deleted service once more; it is what this image says that it was."""
+    spec = (image.manifest or {}).get("spec") or {}
+    if not spec.get("argv"):
+        raise Problem(
+            "service_not_found",
+            f"The service of image {image} was deleted, and the image does not say what it was.",
+            "Create the service anew (mhctl service create).",
+            http_status=404,
+            details={"service": image.service_ref},
+        )
+    service = adopt(image.service_ref, node=image.node, spec=spec, state=ServiceState.DUMPED, actor=actor)
+    adopt_images(service)
+    return service
 
 
 def _locked(image: Image) -> Image:

@@ -79,26 +79,28 @@ def request_create(
         return new_job(JobKind.START, node=node, service=service, actor=actor, source=source)
 
 
-def adopt(service_id: str, *, node: Node, spec: dict[str, Any], state: ServiceState) -> Service:
-    """Make the row of a service that is known from a node's disk alone (a rescan).
+def adopt(
+    service_id: str, *, node: Node, spec: dict[str, Any], state: ServiceState, actor: Actor = "rescan"
+) -> Service:
+    """Make the row of a service that has none any more, or return the one that somebody made meanwhile.
 
     spec: what the worker wrote when the service was started. state: what is true of it now.
     """
     now = timezone.now()
-    return Service.objects.create(
-        id=service_id,
-        node=node,
-        argv=spec["argv"],
-        user=spec.get("user", ""),
-        group=spec.get("group", ""),
-        cwd=spec.get("cwd") or "/",
-        env=spec.get("env", {}),
-        binds=spec.get("binds", []),
-        status=state.value,
-        created_at=now,
-        changed_at=now,
-        created_by="rescan",
-    )
+    fields = {
+        "node": node,
+        "argv": spec["argv"],
+        "user": spec.get("user", ""),
+        "group": spec.get("group", ""),
+        "cwd": spec.get("cwd") or "/",
+        "env": spec.get("env", {}),
+        "binds": spec.get("binds", []),
+        "status": state.value,
+        "created_at": now,
+        "changed_at": now,
+        "created_by": name_of(actor),
+    }
+    return Service.objects.get_or_create(id=service_id, defaults=fields)[0]
 
 
 def request_start(service: Service, *, actor: Actor, source: str) -> Job:

@@ -117,8 +117,10 @@ class Agent:
         # Before the look, for a job may end between the look and what is written of it.
         row = Service.objects.filter(pk=service_id)
         changed_at = row.values_list("changed_at", flat=True).first()
+        if changed_at is None:
+            return False  # a rescan may make its row
         found = reconcile.truth(self._paths, service_id)
-        if found is None or changed_at is None:
+        if found is None:
             return True
         if found.supervisor_pid is not None:
             self._watch(service_id)

@@ -144,6 +144,19 @@ class Engine:
             connections.service_runs(self.paths, service_id, image_id)
             return running
 
+    def take_back(self, service_id: str, spec: dict[str, Any]) -> None:
+        """Make once more what the node kept of a service until it was deleted, so that it can be restored.
+
+        Its connections were let go then, so no image of it may pick them up.
+        """
+        path = self.paths.spec(service_id)
+        if path.exists():
+            return
+        with self._alone(service_id):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            connections.service_runs(self.paths, service_id, "")
+            write_json(path, spec)
+
     def verify(self, image_id: str) -> None:
         """Read every byte of an image.
 

@@ -175,7 +175,10 @@ def rescan(paths: Paths, node: Node) -> list[str]:
             spec = json.loads(paths.spec(service_id).read_bytes())
             dumped = connections.present_image(paths, service_id) in on_disk
             state = ServiceState.DUMPED if dumped else ServiceState.EXITED
-            operations.adopt(service_id, node=node, spec=spec, state=state)
+            images.adopt_images(operations.adopt(service_id, node=node, spec=spec, state=state))
+            found = truth(paths, service_id)
+            if found is not None:
+                operations.observe(service_id, state=found.state, **found.extras())
             changes.append(f"service {service_id}: made its row from its spec")
     for image_id in sorted(on_disk - known):
         if record_image(paths, image_id, node):

@@ -140,10 +140,10 @@ def _alive(running: Running) -> Truth:
     return Truth(ServiceState.RUNNING, running.shown_pid, running.runmh.pid)
 
 
-def _start(job: Job, engine: Engine) -> Outcome:
+def _spec(job: Job) -> dict[str, Any]:
     service = job.service
     assert service is not None
-    spec = {
+    return {
         "argv": service.argv,
         "user": service.user,
         "group": service.group,
@@ -151,8 +151,11 @@ def _start(job: Job, engine: Engine) -> Outcome:
         "env": service.env,
         "binds": service.binds,
     }
-    running = engine.start(service.pk, spec)
-    return Outcome(_alive(running), {"service": service.pk, "pid": running.shown_pid})
+
+
+def _start(job: Job, engine: Engine) -> Outcome:
+    running = engine.start(job.service_ref, _spec(job))
+    return Outcome(_alive(running), {"service": job.service_ref, "pid": running.shown_pid})
 
 
 def _stop(job: Job, engine: Engine) -> Outcome:
@@ -178,6 +181,7 @@ def _dump(job: Job, engine: Engine) -> Outcome:
 
 
 def _restore(job: Job, engine: Engine) -> Outcome:
+    engine.take_back(job.service_ref, _spec(job))
     running = engine.restore(job.service_ref, job.image_id)
     return Outcome(
         _alive(running), {"image": job.image_id, "service": job.service_ref, "pid": running.shown_pid}
