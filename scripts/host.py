@@ -37,6 +37,7 @@ _DAEMONS = {
     "nftables": (),
 }
 _POLICY = Path("/usr/sbin/policy-rc.d")
+_OUR_POLICY = "#!/bin/sh\n# Written for the time of one apt-get by Miehisto's set-up.\nexit 101\n"
 
 
 def check_host(release_file: Path = Path("/etc/os-release")) -> str:
@@ -97,6 +98,7 @@ def install_packages(names: Iterable[str]) -> list[str]:
         SetupError: the registry can't be reached, or apt refuses.
     """
     missing = missing_packages(names)
+    _take_policy_back()  # of a set-up that was killed: until then no package could start its daemon
     if missing:
         listed = " ".join(missing)
         run(
@@ -119,20 +121,25 @@ def install_packages(names: Iterable[str]) -> list[str]:
 def _no_daemon_starts() -> Iterator[None]:
     """Keep packages from starting daemons, as invoke-rc.d(8) documents; an operator's own policy stays."""
     if _POLICY.exists():
-        kept = _POLICY.with_name("policy-rc.d.before-miehisto")
-        _POLICY.rename(kept)
-    else:
-        kept = None
+        _POLICY.rename(_kept_policy())
     try:
-        _POLICY.write_text(
-            "#!/bin/sh\n# Written for the time of one apt-get by Miehisto's set-up.\nexit 101\n"
-        )
+        _POLICY.write_text(_OUR_POLICY)
         _POLICY.chmod(0o755)
         yield
     finally:
-        _POLICY.unlink(missing_ok=True)
-        if kept is not None:
-            kept.rename(_POLICY)
+        _take_policy_back()
+
+
+def _kept_policy() -> Path:
+    return _POLICY.with_name("policy-rc.d.before-miehisto")
+
+
+def _take_policy_back() -> None:
+    """Remove our policy, if it is there, and put the operator's own back in its place."""
+    if _POLICY.exists() and _POLICY.read_text(errors="replace") == _OUR_POLICY:
+        _POLICY.unlink()
+    if _kept_policy().exists() and not _POLICY.exists():
+        _kept_policy().rename(_POLICY)
 
 
 def _keep_from_boot(daemon: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import links
+from scripts import host, links
 from scripts.apt_sources import AptSource, for_suite, host_sources
 from scripts.command import SetupError
 from scripts.criu import find_criu
@@ -225,3 +225,24 @@ def test_the_lock_files_pin_hashes_and_name_no_index() -> None:
         pinned = re.findall(r"^[a-z].*==.*$", text, flags=re.MULTILINE)
         assert pinned
         assert all(line.endswith("\\") for line in pinned), f"{name}: a package without hashes"
+
+
+@pytest.mark.parametrize("own", ["#!/bin/sh\nexit 0\n", ""])
+def test_a_set_up_that_was_killed_keeps_no_daemon_from_starting_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str
+) -> None:
+    policy = tmp_path / "policy-rc.d"
+    if own:
+        policy.write_text(own)
+    monkeypatch.setattr(host, "_POLICY", policy)
+    with host._no_daemon_starts():
+        assert "exit 101" in policy.read_text()
+        left = {path: path.read_text() for path in tmp_path.iterdir()}
+    assert (policy.read_text() if policy.exists() else "") == own
+    for path in tmp_path.iterdir():
+        path.unlink()
+    for path, text in left.items():
+        path.write_text(text)
+    host.install_packages(["bash"])
+    assert (policy.read_text() if policy.exists() else "") == own
+    assert len(list(tmp_path.iterdir())) == bool(own)
