@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +22,14 @@ import pycriu.images
 import pycriu.rpc_pb2 as rpc
 
 from worker.errors import JobFailed, describe
+from worker.process import Process
 
 # A deleted file that a service holds open is stored in the image up to this size (CRIU's default is 1 MiB).
 GHOST_LIMIT = 256 * 1024 * 1024
 _CAP_SYS_RESOURCE = 24
+_RUN_ID = "CRIU run id = "
+_AFTER_THE_END = 5.0
+"""Seconds that CRIU may take to say something after its subject has ended, mostly by CRIU's own hand."""
 
 
 class Statistics(NamedTuple):
@@ -122,7 +128,12 @@ class Call:
         return cls(ours, process)
 
     def converse(
-        self, request: rpc.criu_req, *, timeout: float, on_notify: Callable[[str], bool] | None = None
+        self,
+        request: rpc.criu_req,
+        *,
+        timeout: float,
+        on_notify: Callable[[str], bool] | None = None,
+        subject: Process | None = None,
     ) -> rpc.criu_resp:
         """Send a request to CRIU and return its answer.
 
@@ -131,6 +142,7 @@ class Call:
             timeout: seconds that CRIU may be silent.
             on_notify: called with the name of each stage that CRIU reports (only with `notify_scripts`); its
                 answer is CRIU's: False makes CRIU undo what it did.
+            subject: the init of what is dumped. CRIU 4.2 waits for ever for one that was killed meanwhile.
 
         Raises:
             JobFailed: CRIU went away without an answer, or was silent for too long.
@@ -139,7 +151,7 @@ class Call:
         connection.settimeout(timeout)
         try:
             connection.send(request.SerializeToString())
-            while data := connection.recv(1 << 20):
+            while data := self._hear(timeout, subject):
                 answer = rpc.criu_resp()
                 answer.ParseFromString(data)
                 if answer.type != rpc.NOTIFY:
@@ -149,6 +161,12 @@ class Call:
         except TimeoutError:
             if self._process is not None:
                 self._process.kill()
+            if subject is not None and not subject.alive():
+                raise JobFailed(
+                    "service_ended",
+                    "The service ended while CRIU worked on it.",
+                    "Look at who has killed it (mhctl service logs, dmesg), and start it again.",
+                ) from None
             raise JobFailed(
                 "criu_timeout",
                 f"CRIU did not answer within {timeout:g} seconds.",
@@ -163,6 +181,27 @@ class Call:
             "CRIU ended without an answer.",
             "Look at CRIU's log, and whether it was killed (dmesg).",
         )
+
+    def _hear(self, timeout: float, subject: Process | None) -> bytes:
+        """Return what CRIU says next, empty at its end.
+
+        Raises:
+            TimeoutError: it says nothing for so long, or only so shortly once its subject has ended.
+        """
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        if subject is not None:
+            descriptor = subject.open()
+            if descriptor is not None:
+                poll.register(descriptor, select.POLLIN)
+                timeout = timeout if poll.poll(timeout * 1000) else 0.0
+                poll.unregister(descriptor)
+                os.close(descriptor)
+            if not subject.alive():
+                timeout = min(timeout, _AFTER_THE_END)
+        if not poll.poll(timeout * 1000):
+            raise TimeoutError
+        return self._connection.recv(1 << 20)
 
     def close(self) -> None:
         """Hang up, and wait for CRIU's end if it is a child of ours."""
@@ -180,6 +219,17 @@ def error_lines(log: Path, limit: int = 20) -> list[str]:
         return []
     # CRIU says this on every host that lacks CAP_SYS_RESOURCE and goes on; it would only mislead.
     return [line for line in found if "Can't setup RLIMIT_NOFILE for self" not in line][-limit:]
+
+
+def run_id(log: Path) -> str:
+    """Return the id that CRIU gave the run that wrote this log; empty if it was killed before, or not run."""
+    try:
+        with log.open(encoding="utf-8", errors="replace") as file:
+            # It says one at once and another when it has its request; they stand before all else.
+            head = [line.rpartition(_RUN_ID)[2].strip() for line in islice(file, 5) if _RUN_ID in line]
+    except OSError:
+        return ""
+    return head[-1] if head else ""
 
 
 def statistics(folder: Path) -> Statistics:

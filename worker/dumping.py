@@ -24,6 +24,9 @@ from worker.sums import GrowingSums
 from worker.supervision import Running
 from worker.tools import Tools
 
+_LAST_BREATH = 1.0
+"""Seconds after which a service that has not ended will not end because of a signal of CRIU's."""
+
 
 class Dumped(NamedTuple):
     """A sealed image.
@@ -78,15 +81,17 @@ class Dump:
                 raise self._failure()
         except BaseException:
             # Once the image is sealed and the service gone, the image is all there is of it, whatever went
-            # wrong afterwards.
-            if self.sealed is None or self.running.init.alive():
+            # wrong afterwards; a service that CRIU has just killed still seems to live for a moment.
+            if self.sealed is None or not self.running.init.wait(_LAST_BREATH):
                 manifest.remove(self.partial)
                 manifest.remove(self.final)
+                # A CRIU that was killed has left what drops the packets of connections that still exist.
+                connections.release(criu.run_id(self.work / "dump.log"))
                 raise
         if not self.leave_running:
             self.tools.step("ending the dumped process")
             connections.service_left(self.tools.paths, self.service_id, self.image_id)
-            self.running.runmh.wait(self.tools.timeout)
+            self.running.wait(self.tools.timeout)
             self.tools.paths.state(self.service_id).unlink(missing_ok=True)
         figures = criu.statistics(self.work)._asdict()
         assert self.sealed is not None
@@ -116,7 +121,9 @@ class Dump:
                 opts.unprivileged = self.account is not None
                 opts.external.extend(criu.external_for_dump(self.running.mounts))
                 opts.notify_scripts = not self.leave_running
-                return call.converse(request, timeout=tools.timeout, on_notify=self._on_notify)
+                return call.converse(
+                    request, timeout=tools.timeout, on_notify=self._on_notify, subject=self.running.init
+                )
         finally:
             call.close()
             os.chown(self.work, 0, 0)
