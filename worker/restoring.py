@@ -6,7 +6,9 @@ go through this process, which has pycriu's messages loaded already.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import socket
 import threading
 from concurrent.futures import Future
@@ -18,6 +20,7 @@ import pycriu.rpc_pb2 as rpc
 from worker import connections, criu, manifest, supervision, warm
 from worker.errors import JobFailed
 from worker.explaining import explained
+from worker.process import Process
 from worker.runmh.main import LOG_FD
 from worker.supervision import Running
 from worker.tools import Tools
@@ -63,20 +66,27 @@ def restore(tools: Tools, service_id: str, image_id: str, facts: dict[str, Any],
         if faults:
             raise manifest.damaged(image, faults)
         tools.step("restoring")
-        _converse(tools, call, service_id, image_id, facts, work)
+        restored = _converse(tools, call, service_id, image_id, facts, work)
     except BaseException:
         call.close()
         supervision.give_up(tools.paths, service_id)
-        supervisor.settle(tools.timeout)
+        with contextlib.suppress(JobFailed):  # what is raised already says more
+            supervisor.settle(tools.timeout)
         raise
     call.close()
-    return supervisor.running(tools.timeout)
+    try:
+        return supervisor.running(tools.timeout)
+    except JobFailed:
+        # The supervisor was killed while CRIU worked: what runs now, nobody watches or would find again.
+        if restored is not None:
+            restored.signal(signal.SIGKILL)
+        raise
 
 
 def _converse(
     tools: Tools, call: criu.Call, service_id: str, image_id: str, facts: dict[str, Any], work: Path
-) -> None:
-    """Send CRIU the request, and let nothing run before all of the image is verified."""
+) -> Process | None:
+    """Send CRIU the request, let nothing run before all of the image is verified, and return its init."""
     image = tools.paths.image(image_id)
     log = work / "restore.log"
     # CRIU copies the memory without looking at it, and waits for the verdict before anything runs.
@@ -105,7 +115,8 @@ def _converse(
                 opts.tcp_established = False
                 opts.tcp_close = True
             opts.inherit_fd.add(key=f"pipe:[{facts['pipe']}]", fd=LOG_FD)
-            opts.notify_scripts = bool(large)
+            # Also where there is nothing to verify: without a worker that answers, nothing is restored.
+            opts.notify_scripts = True
             answer = call.converse(request, timeout=tools.timeout, on_notify=agreed)
     except JobFailed as failure:
         raise explained("restore", image, log, failure) from None
@@ -115,6 +126,7 @@ def _converse(
         raise manifest.damaged(image, verdict.result())
     if not answer.success:
         raise explained("restore", image, log)
+    return Process.of(answer.restore.pid)
 
 
 def _judge(verdict: Future[list[str]], image: Path, facts: dict[str, Any], names: list[str]) -> None:
