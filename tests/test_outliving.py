@@ -15,7 +15,7 @@ from tests.stack import Stack, eventually
 from worker import orphans, process
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def second_node() -> Iterator[Stack]:
     """A node of its own beside the run's, so that it can be stopped and killed."""
     orphans.adopt()
@@ -69,3 +69,32 @@ def test_services_outlive_miehistod_and_its_worker(second_node: Stack, folder: P
         node.restore(node.dump(service))
         assert client.ask("GET told", lines=2) == "nobody"
         assert node.show("service", service)["pid"] != running["pid"]
+
+
+def test_a_service_outlives_its_supervisor(second_node: Stack, folder: Path) -> None:
+    """It is neither taken for dead nor started a second time, and a dump and a restore give it another."""
+    node = second_node
+    server = Redis(folder)
+    service = started(node, server)
+    with connected(server.port) as client:
+        assert client.ask("SET told nobody") == "+OK"
+    before = node.show("service", service)
+
+    os.kill(before["ppid"], signal.SIGKILL)
+    shown = eventually(lambda: (now := node.show("service", service))["status_reason"] and now)
+    assert (shown["status"], shown["pid"]) == ("running", before["pid"])
+    assert "supervisor was killed" in shown["status_reason"]
+    refused = node.mhctl("service", "start", service, check=False)
+    assert (refused.code, "running" in refused.err) == (1, True)
+
+    node.restore(node.dump(service))
+    with connected(server.port) as client:
+        assert client.ask("GET told", lines=2) == "nobody"
+    after = node.show("service", service)
+    assert (after["status"], after["status_reason"]) == ("running", "")
+    assert process.Process.of(after["ppid"])
+
+    # One that nobody watches can be stopped, too.
+    os.kill(after["ppid"], signal.SIGKILL)
+    node.mhctl("service", "stop", service)
+    assert process.Process.of(after["pid"]) is None

@@ -19,11 +19,10 @@ from django.db import DatabaseError, close_old_connections, connection
 
 from services import operations
 from services.models import Job, Service
-from services.states import JobState
+from services.states import JobState, ServiceState
 from worker import criu, host, reconcile, supervision
 from worker.errors import JobFailed
 from worker.paths import Paths
-from worker.process import Process
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +121,7 @@ class Agent:
         found = reconcile.truth(self._paths, service_id)
         if found is None:
             return True
-        if found.supervisor_pid is not None:
+        if found.state is ServiceState.RUNNING:
             self._watch(service_id)
         if operations.observe(service_id, state=found.state, **found.extras(), as_of=changed_at):
             return True
@@ -132,8 +131,8 @@ class Agent:
 
     def _watch(self, service_id: str) -> None:
         self._forget(service_id)
-        state = supervision.read_state(self._paths, service_id)
-        descriptor = Process(*state["runmh"]).open() if state.get("runmh") else None
+        running = supervision.running(self._paths, service_id)
+        descriptor = (running.runmh.open() or running.init.open()) if running else None
         if descriptor is not None:
             self._watched[service_id] = descriptor
             self._poll.register(descriptor, select.POLLIN)

@@ -77,7 +77,7 @@ class Engine:
             running = supervision.launch(self.paths, "start", service_id, self.tools.tini, self.tools.timeout)
             connections.service_runs(self.paths, service_id, "")
             self.step("watching it settle")
-            if running.runmh.wait(self.tools.settle):
+            if running.wait(self.tools.settle):
                 ended = self.ended(service_id)
                 raise JobFailed(
                     "exited_at_once",
@@ -94,10 +94,10 @@ class Engine:
             if running is not None:
                 self.step("stopping")
                 running.init.signal(signal.SIGTERM)
-                if not running.runmh.wait(grace):
+                if not running.wait(grace):
                     self.step("killing")
                     running.init.signal(signal.SIGKILL)
-                    running.runmh.wait(self.tools.timeout)
+                    running.wait(self.tools.timeout)
             ended = self.ended(service_id)
             # Its end is the operator's doing, not the service's own, as what is left there would say.
             self.paths.state(service_id).unlink(missing_ok=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from images.models import Image
 from services import operations
 from services.models import Job, Node, Service
 from services.states import TRANSIENT, JobKind, JobState, ServiceState
-from worker import connections, locks, manifest, supervision
+from worker import connections, criu, locks, manifest, supervision
 from worker.engine import Ended, describe
 from worker.errors import JobFailed
 from worker.paths import Paths
@@ -27,6 +28,12 @@ log = logging.getLogger(__name__)
 
 _LAST_WORD_WITHIN = 0.5
 """Seconds that a supervisor may take to write how its service ended."""
+
+
+_UNWATCHED = (
+    "Its supervisor was killed: what it prints is lost, and how it ends will not be known."
+    " Dump and restore it to give it another."
+)
 
 
 class Truth(NamedTuple):
@@ -47,8 +54,10 @@ class Truth(NamedTuple):
 def truth(paths: Paths, service_id: str) -> Truth | None:
     """Return what the process table and the supervisor's last word say; None if they say nothing."""
     running = supervision.running(paths, service_id)
-    if running is not None:
+    if running is not None and running.runmh.alive():
         return Truth(ServiceState.RUNNING, running.shown_pid, running.runmh.pid)
+    if running is not None:
+        return Truth(ServiceState.RUNNING, running.shown_pid, reason=_UNWATCHED)
     state = supervision.read_state(paths, service_id)
     if state.get("phase") == "running":
         # The service has just ended and its supervisor is about to say how.
@@ -92,12 +101,23 @@ def settle_lost_jobs(paths: Paths, node: str) -> int:
     for job in running:
         if worker_lives(job.worker):
             continue
-        # CRIU goes on to its end without the worker, and holds the lock as long as it works.
-        with locks.held(paths.job_lock(job.service_ref)) if job.service_ref else nullcontext(True) as free:
-            if free:
+        with _left_alone(paths, job) as alone:
+            if alone:
                 _settle(paths, job)
                 ended += 1
     return ended
+
+
+@contextmanager
+def _left_alone(paths: Paths, job: Job) -> Iterator[bool]:
+    """Tell whether nothing that the job launched works on its service any more, and hold it for the block."""
+    # Without a folder, as after a reboot, there is nobody who could.
+    if not job.service_ref or not paths.runtime(job.service_ref).is_dir():
+        yield True
+        return
+    # CRIU goes on to its end without the worker, and holds the lock as long as it works.
+    with locks.held(paths.job_lock(job.service_ref)) as lock:
+        yield lock is not None and not supervision.is_at_work(paths, job.service_ref)
 
 
 def end_services_without_trace(paths: Paths, node: str) -> None:
@@ -121,17 +141,42 @@ def _settle(paths: Paths, job: Job) -> None:
     image = record_image(paths, job.image_id, job.node) if job.kind == JobKind.DUMP else False
     if job.kind == JobKind.DUMP and not image:
         manifest.remove(paths.partial_image(job.image_id))
-    found = truth(paths, job.service_ref) if job.service_ref else None
-    state = found.state if found else None
-    if image and state is not ServiceState.RUNNING:
-        state, found = ServiceState.DUMPED, None
+    found = _truth_after_loss(paths, job, dumped=image) if job.service_ref else None
     said = f"at the step {job.step!r}" if job.step else "before its first step"
     outcome = (
         "The image had been sealed and is good." if image else "What is true now was read from the node."
     )
     message = f"The worker died {said}. {outcome}"
-    operations.lose(job, message, state, **(found.extras() if found else {}))
+    operations.lose(job, message, found.state if found else None, **(found.extras() if found else {}))
     log.warning("job %s (%s) is lost: %s", job.pk, job.kind, message)
+
+
+def _truth_after_loss(paths: Paths, job: Job, *, dumped: bool) -> Truth | None:
+    """Do what the worker would have done at its job's end, and return what is true of the service then.
+
+    Returns:
+        None for the state before the job.
+    """
+    service_id = job.service_ref
+    found = truth(paths, service_id)
+    if found and found.state is ServiceState.RUNNING:
+        match job.kind:
+            case JobKind.DUMP:
+                # A CRIU that was killed has left what holds the connections that the service still has.
+                connections.release(criu.run_id(paths.runtime(service_id) / "criu" / "dump.log"))
+            case JobKind.RESTORE | JobKind.START | JobKind.RESTART:
+                connections.service_runs(paths, service_id, job.image_id)
+        return found
+    if job.kind == JobKind.DUMP and dumped and not job.options.get("leave_running"):
+        connections.service_left(paths, service_id, job.image_id)
+        found = Truth(ServiceState.DUMPED)
+    elif job.kind == JobKind.RESTORE:
+        found = None
+    else:
+        return found
+    # What the supervisor said last is not what became of the service.
+    paths.state(service_id).unlink(missing_ok=True)
+    return found
 
 
 def record_image(paths: Paths, image_id: str, node: Node) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from worker import locks
 from worker.errors import JobFailed
 from worker.paths import Paths
 from worker.process import Process
@@ -46,6 +47,11 @@ class Running(NamedTuple):
     mounts: list[tuple[str, str]]
     pipe: int
     image: str
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until the service has ended and its supervisor has said how; False if that takes longer."""
+        deadline = time.monotonic() + seconds
+        return self.runmh.wait(seconds) and self.init.wait(max(0.0, deadline - time.monotonic()))
 
     @property
     def shown_pid(self) -> int:
@@ -175,12 +181,21 @@ def read_state(paths: Paths, service_id: str) -> dict[str, Any]:
 
 
 def running(paths: Paths, service_id: str) -> Running | None:
-    """Return the service if it and its supervisor live now, whatever any row says."""
+    """Return the service if it lives now, whatever any row says, and even if its supervisor was killed."""
     state = read_state(paths, service_id)
-    if state.get("phase") != "running" or not state.get("init"):
+    if state.get("phase") not in {"starting", "running"} or not state.get("init"):
         return None
     found = _running(state)
-    return found if found.runmh.alive() and found.init.alive() else None
+    return found if found.init.alive() else None
+
+
+def is_at_work(paths: Paths, service_id: str) -> bool:
+    """Tell whether a supervisor is about to start or restore the service, or to say how it ended."""
+    with locks.held(paths.runtime(service_id) / "lock") as free:
+        if free is not None or not paths.runtime(service_id).is_dir():
+            return False
+    found = running(paths, service_id)
+    return found is None or not found.runmh.alive()
 
 
 def _running(state: Mapping[str, Any]) -> Running:

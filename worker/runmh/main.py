@@ -6,6 +6,7 @@ writes to RUN_DIR/services/ID/state.json; that it lives shows in the lock beside
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -123,6 +124,8 @@ class Supervisor:
             root = f"{paths.state_dir}/root"
             become_service(spec, mounts, root, paths.tini, self.pipe_write, complaint)
         os.close(complaint)
+        # From here on it is known what runs, should this process be killed.
+        self.write_state("starting", init=Process.of(self.init))
         with os.fdopen(hear, "rb") as file:
             report = file.read()
         if report:
@@ -153,14 +156,19 @@ class Supervisor:
         if status == 0 and restored:
             self.init = restored[0]
             return None
-        for pid in restored:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        self.end_children()
         return {
             "code": "restore_failed",
             "message": "CRIU restored nothing.",
             "remedy": "Look at CRIU's log.",
         }
+
+    @staticmethod
+    def end_children() -> None:
+        """Kill what was started or restored: nothing may run that nobody watches."""
+        for pid in children(os.getpid()):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
     def _become_criu(self) -> NoReturn:
         paths = self.arguments
@@ -244,6 +252,23 @@ class Supervisor:
         return bool(data)
 
 
+def _bring_up(supervisor: Supervisor) -> dict[str, Any] | None:
+    """Start or restore the service and write how that went; return why it went wrong, if it did."""
+    order = supervisor.arguments
+    if order.action == "start":
+        with open(f"{order.state_dir}/services/{order.service}/spec.json", encoding="utf-8") as file:
+            error = supervisor.start(json.load(file))
+    else:
+        error = supervisor.restore()
+    os.close(supervisor.pipe_write)
+    if error:
+        supervisor.write_state("failed", error=error)
+    else:
+        supervisor.find_main()
+        supervisor.write_state("running")
+    return error
+
+
 def main(words: list[str] | None = None) -> None:
     """Run the command line `words` (default: the process's own) in a process of its own."""
     arguments = Order(sys.argv[1:] if words is None else words)
@@ -266,18 +291,14 @@ def main(words: list[str] | None = None) -> None:
         os.write(arguments.ready_fd, json.dumps({"phase": "failed", "error": refusal}).encode() + b"\n")
         os._exit(1)
     supervisor = Supervisor(arguments)
-    if arguments.action == "start":
-        with open(f"{arguments.state_dir}/services/{arguments.service}/spec.json", encoding="utf-8") as file:
-            error = supervisor.start(json.load(file))
-    else:
-        error = supervisor.restore()
-    os.close(supervisor.pipe_write)
-    if error:
-        supervisor.write_state("failed", error=error)
-    else:
-        supervisor.find_main()
-        supervisor.write_state("running")
-    os.write(arguments.ready_fd, json.dumps(supervisor.state).encode() + b"\n")
+    try:
+        error = _bring_up(supervisor)
+    except BaseException:
+        supervisor.end_children()
+        raise
+    # A worker that has died meanwhile finds the same in state.json, by the next one's eyes.
+    with contextlib.suppress(BrokenPipeError):
+        os.write(arguments.ready_fd, json.dumps(supervisor.state).encode() + b"\n")
     os.close(arguments.ready_fd)
     if not error:
         supervisor.supervise()
