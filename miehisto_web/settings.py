@@ -161,6 +161,8 @@ LOGGING = {
         "django": {"level": "INFO"},
         # A 404 is an answer, not an event: the access log has it.
         "django.request": {"level": "ERROR"},
+        # Any stranger can send a foreign host name; forty lines each time would be his to write.
+        "django.security.DisallowedHost": {"level": "CRITICAL"},
         "kombu": {"level": "WARNING"},
         "asyncio": {"level": "WARNING"},
     },

@@ -131,6 +131,10 @@ def test_a_stranger_cannot_write_lines_of_his_own_into_the_log(stack: Stack) -> 
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", stack.port, timeout=30)) as connection:
         connection.request("GET", "/api/v1/forged%0aready:%20elsewhere%1b[2J")
         assert connection.getresponse().status == 404
-    eventually(lambda: "GET /api/v1/forged%0aready" in stack.said())
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", stack.port, timeout=30)) as connection:
+        connection.request("GET", "/login/", headers={"Host": "elsewhere.invalid"})
+        assert connection.getresponse().status == 400
+    eventually(lambda: "GET /api/v1/forged%0aready" in stack.said() and "400 GET /login/" in stack.said())
+    assert "DisallowedHost" not in stack.said()
     assert "ready: elsewhere" not in stack.said()
     assert "\x1b" not in stack.said()
