@@ -131,7 +131,7 @@ def many(node: Node, scratch: Path, count: int) -> dict[str, float]:
         found["bare dumps in a row"] = timed(in_a_row)
         for tree in trees:
             bare.release(scratch / f"many-{tree.init.pid}")
-        list(pool.map(lambda one: node.mhctl("image", "delete", one), images))
+        list(pool.map(lambda one: node.mhctl("image", "delete", "--force", one), images))
         time.sleep(0.6)
         list(pool.map(lambda one: node.mhctl("service", "delete", one), services))
     return found

@@ -3,6 +3,7 @@
 # ruff: noqa: ARG001 (Django and ninja fix the arguments)
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
@@ -71,10 +72,10 @@ async def rename_image(request: HttpRequest, reference: str, body: Rename) -> Ht
 
 @router.delete("/images/{reference}", response=JOB_RESPONSES)
 async def delete_image(
-    request: HttpRequest, reference: str, wait: float = wait_parameter()
+    request: HttpRequest, reference: str, force: bool = False, wait: float = wait_parameter()
 ) -> HttpResponseBase:
-    """Delete an image with its files."""
-    return await _job(request, operations.request_delete, reference, wait)
+    """Delete an image with its files. One that is all there is of a dumped service wants ?force=1."""
+    return await _job(request, partial(operations.request_delete, force=force), reference, wait)
 
 
 @router.post("/images/{reference}/restore", response=JOB_RESPONSES)

@@ -47,8 +47,22 @@ def request_verify(image: Image, *, actor: Actor, source: str) -> Job:
     return _request(JobKind.VERIFY_IMAGE, image, actor=actor, source=source, clash={JobKind.DELETE_IMAGE})
 
 
-def request_delete(image: Image, *, actor: Actor, source: str) -> Job:
-    """Ask to delete an image's files and its row. Raises Problem image_in_use while a job uses it."""
+def request_delete(image: Image, *, actor: Actor, source: str, force: bool = False) -> Job:
+    """Ask to delete an image's files and its row.
+
+    force: also if the image is all there is of a dumped service.
+    Raises Problem image_in_use while a job uses it, image_is_service without `force`.
+    """
+    force = validation.flag(force, "force")
+    service = Service.objects.filter(pk=image.service_ref, status=ServiceState.DUMPED).first()
+    if service is not None and service.image_id == image.pk and not force:
+        require_operator(actor)
+        raise Problem(
+            "image_is_service",
+            f"Service {service} is dumped, and this image is all there is of it.",
+            "Restore the service first, or delete the image with --force if it may be lost.",
+            details={"service": service.pk},
+        )
     return _request(JobKind.DELETE_IMAGE, image, actor=actor, source=source, clash=set(JobKind))
 
 

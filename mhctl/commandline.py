@@ -145,7 +145,14 @@ NOUNS: dict[str, list[Verb]] = {
         Verb("list", "", "the images", aliases="ls"),
         Verb("show", "IMAGE", "everything about an image"),
         Verb("verify", "IMAGE", "compare an image's files with its manifest", *WAITING),
-        Verb("delete", "IMAGE", "delete an image from the disk", *WAITING, aliases="rm"),
+        Verb(
+            "delete",
+            "IMAGE",
+            "delete an image from the disk",
+            Option("--force", "", "even if it is all there is of a dumped service"),
+            *WAITING,
+            aliases="rm",
+        ),
         Verb("rename", "IMAGE NEW_NAME", 'give an image another name ("" for none)'),
     ],
     "job": [

@@ -62,7 +62,8 @@ def verify(parsed: Parsed) -> None:
 
 def delete(parsed: Parsed) -> None:
     """`mhctl image delete`."""
-    make_job(parsed, "DELETE", path_of(parsed), result=image_id)
+    query = {"force": 1} if parsed.options["force"] else None
+    make_job(parsed, "DELETE", path_of(parsed), query=query, result=image_id)
 
 
 def rename(parsed: Parsed) -> None:

@@ -60,8 +60,8 @@ INSTALLED_APPS = [
     "worker",
 ]
 MIDDLEWARE = [
-    "miehisto_web.middleware.StaticFiles",
     "miehisto_web.middleware.Front",
+    "miehisto_web.middleware.StaticFiles",
     "miehisto_web.middleware.Security",
     "miehisto_web.middleware.Sessions",
     "miehisto_web.middleware.Common",

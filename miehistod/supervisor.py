@@ -52,7 +52,7 @@ class Timing:
     calm: float = 60.0
     deaths: int = 5
     window: float = 60.0
-    term: float = 8.0
+    term: float = 6.0
     last: float = 1.0
 
 

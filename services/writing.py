@@ -37,7 +37,8 @@ class Steps:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Wait until the last step is written, so that the job's end comes after it."""
-        self._thread.submit(connection.close)
+        # Not `connection.close` itself: that would be the method of the connection of the present thread.
+        self._thread.submit(lambda: connection.close())  # noqa: PLW0108
         self._thread.shutdown()
 
     def enter(self, step: str) -> None:

@@ -193,7 +193,7 @@ class Stack:
         for service in self.api("GET", "services?all=1").body:
             self.api("DELETE", f"services/{service['object_id']}?stop=1&wait=60")
         for image in self.api("GET", "images").body:
-            self.api("DELETE", f"images/{image['object_id']}?wait=60")
+            self.api("DELETE", f"images/{image['object_id']}?force=1&wait=60")
         orphans.reap(self._known())
 
     def _known(self) -> frozenset[int]:

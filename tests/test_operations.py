@@ -51,9 +51,9 @@ def at_once(count: int, work: Callable[[], Any]) -> list[Any]:
     return answers
 
 
-def recorded_image(service: Service) -> Image:
+def recorded_image(service: Service, image_id: str = "") -> Image:
     return image_operations.record(
-        image_id=new_id(),
+        image_id=image_id or new_id(),
         service_id=service.pk,
         node=service.node,
         comm="true",
@@ -213,6 +213,17 @@ def test_delete_takes_the_row_and_keeps_the_history() -> None:
     assert not Service.objects.exists()
     job.refresh_from_db()
     assert (job.status, job.service_ref, job.service) == ("succeeded", service.pk, None)
+
+
+def test_the_image_that_a_dumped_service_is_goes_only_by_force() -> None:
+    service = running_service()
+    job = taken(operations.request_dump(service, **ROOT))
+    image = recorded_image(service, job.image_id)
+    operations.succeed(job, service_state=None, result={}, statistics={})
+    with pytest.raises(Problem) as refused:
+        image_operations.request_delete(image, **ROOT)
+    assert (refused.value.code, refused.value.details["service"]) == ("image_is_service", service.pk)
+    assert image_operations.request_delete(image, force=True, **ROOT).kind == "delete_image"
 
 
 def test_restore_asks_for_a_service_without_process_and_an_image_in_peace() -> None:
