@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
-from django.db import DatabaseError, InterfaceError, OperationalError, close_old_connections, connection
+from django.db import DatabaseError, InterfaceError, OperationalError, close_old_connections, connections
 from django.utils import timezone
 
 from services import progress
@@ -37,8 +37,8 @@ class Steps:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Wait until the last step is written, so that the job's end comes after it."""
-        # Not `connection.close` itself: that would be the method of the connection of the present thread.
-        self._thread.submit(lambda: connection.close())  # noqa: PLW0108
+        # Not `connection.close`, which would be that of the thread that says so here.
+        self._thread.submit(connections.close_all)
         self._thread.shutdown()
 
     def enter(self, step: str) -> None:

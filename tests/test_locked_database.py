@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 from django.db import connection
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
 
 from services import operations
 from services.models import JobEvent
@@ -83,3 +85,21 @@ def test_a_jobs_end_is_written_however_long_the_database_is_held() -> None:
     connection.close()  # the short patience goes with it
     job.refresh_from_db()
     assert job.status == "succeeded"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_job_leaves_no_connection_open() -> None:
+    """Its steps have one of their own; a worker lives as long as its node, and may open only so many files."""
+    job = taken(operations.request_dump(running_service(), actor="root", source="manage"))
+    made: list[BaseDatabaseWrapper] = []
+
+    def note(connection: BaseDatabaseWrapper, **_more: object) -> None:
+        made.append(connection)
+
+    connection_created.connect(note)
+    try:
+        with Steps(job) as steps:
+            steps.enter("freezing")
+    finally:
+        connection_created.disconnect(note)
+    assert [each.connection for each in made] == [None]
