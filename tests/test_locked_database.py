@@ -89,7 +89,7 @@ def test_a_jobs_end_is_written_however_long_the_database_is_held() -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_a_job_leaves_no_connection_open() -> None:
-    """Its steps have one of their own; a worker lives as long as its node, and may open only so many files."""
+    """Its steps have one of their own, and a worker, which lives long, may open only so many files."""
     job = taken(operations.request_dump(running_service(), actor="root", source="manage"))
     made: list[BaseDatabaseWrapper] = []
 

@@ -44,5 +44,7 @@ class RotatedLog:
             newer = f"{self._path}.{number - 1}" if number > 1 else self._path
             with contextlib.suppress(FileNotFoundError):
                 os.replace(newer, older)
-        os.close(self._descriptor)
+        # Only now: where no new file can be made, the old one goes on under its new name.
+        full = self._descriptor
         self._open()
+        os.close(full)
