@@ -22,10 +22,12 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.isolation import FOLDER
 from tests.stack import Stack, eventually, free_port
 from worker.runmh.launch import DEFAULT_PATH
 
-PROGRAMS = Path(__file__).resolve().parent / "programs"
+# Copied to where any user may read them, which he may not in every checkout.
+PROGRAMS = Path(shutil.copytree(Path(__file__).resolve().parent / "programs", FOLDER / "programs"))
 
 
 def program(*candidates: str) -> str:
