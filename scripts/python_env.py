@@ -13,6 +13,7 @@ from scripts.stamps import Stamps
 
 _TOO_OLD = f"import sys; sys.exit(sys.version_info < {OLDEST_PYTHON!r})"
 _WHICH = "import sys; print(sys.version_info[:2], sys.base_prefix)"
+PACKAGES = ("miehisto_web", "services", "images", "worker", "miehistod", "mhctl")
 COMMANDS = ("miehistod", "mhctl", "runmh")
 
 
@@ -124,6 +125,13 @@ def install_package(venv: Path, root: Path, stamps: Stamps) -> bool:
         leftover.unlink()
     stamps.done("package", key)
     return True
+
+
+def compile_package(venv: Path, root: Path) -> None:
+    """Keep the bytecode of this checkout: the site's user cannot write it, and mhctl starts twice as fast."""
+    folders = [root / name for name in PACKAGES if (root / name).is_dir()]
+    words: list[str | Path] = [venv / "bin/python", "-I", "-m", "compileall", "-q", *folders]
+    run(words, otherwise="Python cannot compile this checkout.")
 
 
 def link_pycriu(venv: Path, folder: Path) -> bool:

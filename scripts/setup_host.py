@@ -16,6 +16,7 @@ from scripts.criu import criu_version, find_criu, inputs_digest
 from scripts.host import RUNTIME_PACKAGES, TEST_PACKAGES, as_user, check_host, ensure_user, install_packages
 from scripts.python_env import (
     choose_interpreter,
+    compile_package,
     ensure_venv,
     install_package,
     install_requirements,
@@ -68,6 +69,7 @@ class Setup:
         files = [ROOT / "requirements.txt", *([ROOT / "requirements-dev.txt"] if self.dev else [])]
         changed = install_requirements(self.venv, files, self.stamps)
         changed = install_package(self.venv, ROOT, self.stamps) or changed
+        compile_package(self.venv, ROOT)
         _tell(
             "python",
             f"{interpreter}, .venv {'made' if created else 'brought up to date' if changed else 'is there'}",

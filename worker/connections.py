@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import subprocess
+import threading
 from pathlib import Path
 
 from worker import criu
@@ -52,10 +53,11 @@ def service_left(paths: Paths, service_id: str, image_id: str) -> None:
     """Note that the service is now this image; CRIU's firewall table stays only if it holds a connection."""
     image = paths.image(image_id)
     run = run_of(image)
-    if not are_in(image):
-        release(run)
-        run = ""
-    write_json(_path(paths, service_id), {"image": image_id, "run": run})
+    held = are_in(image)
+    if not held:
+        # The kernel takes 20 ms for it, and nobody waits for that: no connection is concerned.
+        threading.Thread(target=release, args=(run,), name="release").start()
+    write_json(_path(paths, service_id), {"image": image_id, "run": run if held else ""})
 
 
 def service_runs(paths: Paths, service_id: str, image_id: str) -> None:

@@ -6,7 +6,6 @@ service is still frozen and its connections are still held, and lets it go on if
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -33,13 +32,11 @@ class Dumped(NamedTuple):
 
     Attributes:
         path: its folder.
-        manifest: what is in it.
-        sealing_seconds: the time that sums and syncing took.
+        statistics: CRIU's figures, and the time that sums and syncing took; times in microseconds.
     """
 
     path: Path
-    manifest: dict[str, Any]
-    sealing_seconds: float
+    statistics: dict[str, int]
 
 
 class Dump:
@@ -94,11 +91,8 @@ class Dump:
             self.running.wait(self.tools.timeout)
             self.tools.paths.state(self.service_id).unlink(missing_ok=True)
         figures = criu.statistics(self.work)._asdict()
-        assert self.sealed is not None
-        sealed = self.sealed | {"statistics": figures}
-        with contextlib.suppress(OSError):  # a pool that is full by now may lose the figures, not the image
-            sealed = manifest.amend(self.final, self.sealed, statistics=figures)
-        return Dumped(self.final, sealed, self.sealing_seconds)
+        manifest.add_figures(self.final, figures)
+        return Dumped(self.final, {**figures, "sealing_time": round(self.sealing_seconds * 1e6)})
 
     def _call(self) -> rpc.criu_resp:
         tools = self.tools

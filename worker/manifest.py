@@ -5,6 +5,7 @@ A folder of the pool is an image if, and only if, it has a manifest.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from worker.errors import JobFailed
 from worker.sums import GrowingSums
 
 NAME = "manifest.json"
+FIGURES = "statistics.json"
 VERSION = 1
 LARGE = 4 << 20
 _REQUIRED = {
@@ -62,11 +64,19 @@ def seal(partial: Path, final: Path, facts: dict[str, Any], sums: GrowingSums) -
     return manifest
 
 
-def amend(image: Path, manifest: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """Add what was learnt after the sealing, such as CRIU's figures, and return the new manifest."""
-    amended = _summed({**manifest, **more})
-    write_json(image / NAME, amended)
-    return amended
+def add_figures(image: Path, figures: dict[str, int]) -> None:
+    """Keep CRIU's figures beside the manifest: it tells them only after the sealing. They may be lost."""
+    with contextlib.suppress(OSError):  # a pool that is full by now loses the figures, not the image
+        write_json(image / FIGURES, figures, durable=False)
+
+
+def figures(image: Path) -> dict[str, int]:
+    """Return what `add_figures` kept; nothing if that was lost."""
+    try:
+        found = json.loads((image / FIGURES).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _summed(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +130,7 @@ def faults(image: Path, manifest: dict[str, Any]) -> list[str]:
         manifest: what `read` returned.
     """
     found = []
-    present = {path.name for path in image.iterdir()} - {NAME}
+    present = {path.name for path in image.iterdir()} - {NAME, FIGURES}
     for name, recorded in manifest["files"].items():
         path = image / name
         if Path(name).name != name or not isinstance(recorded, dict):

@@ -199,7 +199,7 @@ def record_image(paths: Paths, image_id: str, node: Node) -> bool:
         criu_version=str(facts.get("criu", "")),
         kernel=str(facts.get("kernel", "")),
         argv=list(facts["spec"].get("argv", [])),
-        statistics=dict(facts.get("statistics", {})),
+        statistics=manifest.figures(path),
         manifest={name: facts.get(name) for name in ("version", "mounts", "machine", "spec")},
     )
     return True

@@ -176,7 +176,7 @@ def _dump(job: Job, engine: Engine) -> Outcome:
     return Outcome(
         None if leave_running else Truth(ServiceState.DUMPED),
         {"image": job.image_id, "path": str(dumped.path)},
-        {**dumped.manifest["statistics"], "sealing_time": round(dumped.sealing_seconds * 1e6)},
+        dict(dumped.statistics),
     )
 
 
