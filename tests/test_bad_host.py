@@ -227,7 +227,8 @@ def test_a_pool_that_is_full_when_the_image_is_sealed(fragile: FragileNode, opti
     witness = Witness(fragile)
     image = fragile.dump(witness.id, "--leave-running")
     found = os.statvfs(fragile.state / "images")
-    files = len(list((fragile.state / "images" / image).iterdir()))
+    # CRIU's figures come after the sealing, and are given up for want of room.
+    files = len({path.name for path in (fragile.state / "images" / image).iterdir()} - {"statistics.json"})
     fragile.resize_pool(f"nr_inodes={found.f_files - found.f_ffree + files}")  # a folder, and one too few
     with nothing_changes(fragile, jobs=1):
         words = ("service", "dump", witness.id, *option)
