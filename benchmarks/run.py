@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import bare, measuring, report
 from benchmarks.measuring import Sample, timed
 from benchmarks.node import MHCTL, Node, free_port, small, started, wait_for
-from worker import process
+from worker import process, spares
 from worker.supervision import Running
 
 CRIU = os.environ.get("MIEHISTO_CRIU") or "/opt/miehisto/bin/criu"
@@ -157,9 +157,7 @@ def supervisor(node: Node) -> dict[str, float]:
 
 def supervision_words() -> list[str]:
     """Return a command that loads all of runmh and ends where it would begin to work."""
-    from worker import supervision
-
-    return [*supervision._PROGRAM[:-1], supervision._PROGRAM[-1].replace("; main()", "")]
+    return [*spares.PROGRAM[:-1], spares.PROGRAM[-1].replace("; main()", "")]
 
 
 def in_a_thread(work: Callable[[], None]) -> None:

@@ -50,14 +50,15 @@ def restore(tools: Tools, service_id: str, image_id: str, facts: dict[str, Any],
             "restore",
             service_id,
             tools.tini,
-            pass_fds=[theirs.fileno(), lock, *([probe] if probe >= 0 else [])],
+            descriptors={
+                "rpc-fd": theirs.fileno(),
+                "lock-fd": lock,
+                **({"probe-fd": probe} if probe >= 0 else {}),
+            },
             options={
                 "image": image_id,
                 "mounts": json.dumps(facts["mounts"]),
                 "criu": tools.criu,
-                "rpc-fd": str(theirs.fileno()),
-                "lock-fd": str(lock),
-                "probe-fd": str(probe),
             },
         )
     try:

@@ -7,26 +7,15 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from worker import locks
+from worker import locks, spares
 from worker.errors import JobFailed
 from worker.paths import Paths
 from worker.process import Process
-
-_CODE = Path(__file__).resolve().parent.parent
-# -I and -S: nothing of the operator's environment or of site-packages is read; it starts in 30 ms so.
-_PROGRAM = [
-    sys.executable,
-    "-I",
-    "-S",
-    "-c",
-    f"import sys; sys.path.insert(0, {str(_CODE)!r}); from worker.runmh.main import main; main()",
-]
 
 
 class Running(NamedTuple):
@@ -116,17 +105,17 @@ def begin(
     service_id: str,
     tini: str,
     *,
-    pass_fds: Sequence[int] = (),
+    descriptors: Mapping[str, int] | None = None,
     options: Mapping[str, str] | None = None,
 ) -> Supervisor:
-    """Launch a runmh in a session of its own, and return before it has read its command line.
+    """Order a runmh, and return before it has begun.
 
-    A moment later it is nobody's child. `settle` or `running` must be called on what is returned.
+    `settle` or `running` must be called on what is returned.
 
     Args:
         action: ``start`` or ``restore``.
         tini: the init program.
-        pass_fds: descriptors that it inherits.
+        descriptors: what it inherits, by the names of the options that tell it their numbers.
         options: more words of its command line.
     """
     listen, ready = os.pipe2(os.O_CLOEXEC)
@@ -135,23 +124,17 @@ def begin(
         "run-dir": str(paths.run_dir),
         "log-dir": str(paths.log_dir),
         "tini": tini,
-        "ready-fd": str(ready),
         **(options or {}),
     }
-    with (paths.runtime(service_id) / "runmh.err").open("ab") as errors:
-        try:
-            launcher = subprocess.Popen(
-                [*_PROGRAM, action, service_id, *(f"--{name}={value}" for name, value in words.items())],
-                start_new_session=True,
-                pass_fds=[ready, *pass_fds],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
-                cwd="/",
+    try:
+        with (paths.runtime(service_id) / "runmh.err").open("ab") as errors:
+            launcher = spares.order(
+                f"{action} {service_id} {paths.run_dir}",
+                [action, service_id, *(f"--{name}={value}" for name, value in words.items())],
+                {"ready-fd": ready, "errors": errors.fileno(), **(descriptors or {})},
             )
-        finally:
-            os.close(ready)
+    finally:
+        os.close(ready)
     return Supervisor(paths, service_id, listen, launcher)
 
 

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from celery import shared_task
+from celery.signals import worker_process_init
 from django.conf import settings
 
 from images import operations as images
@@ -19,7 +20,7 @@ from services.models import Job
 from services.states import JobKind, ServiceState
 from services.writing import Steps, surely
 from worker import agent as agent  # noqa: PLC0414 - its import adds the agent to the worker that runs this
-from worker import host, reconcile, warm
+from worker import host, reconcile, spares, warm
 from worker.engine import Engine
 from worker.errors import JobFailed, describe
 from worker.paths import Paths
@@ -65,9 +66,23 @@ def engine(step: Callable[[str], None]) -> Engine:
     )
 
 
+@worker_process_init.connect
+def get_ready(**_: Any) -> None:
+    """Do once in each process of the worker what its first job would have to wait for."""
+    _warm(os.getpid())
+    spares.keep_one()
+
+
 @shared_task(name="miehisto.run_job")
 def run_job(job_id: str) -> None:
     """Claim the job and carry it out; delivered twice it is done once."""
+    try:
+        _run(job_id)
+    finally:
+        spares.keep_one()
+
+
+def _run(job_id: str) -> None:
     job = operations.claim(job_id, worker=reconcile.identity(settings.MIEHISTO_NODE))
     if job is None:
         return

@@ -21,6 +21,7 @@ from worker.locks import take
 from worker.process import Process, children
 from worker.runmh.launch import become_service, binds_of
 from worker.runmh.log import RotatedLog
+from worker.runmh.waiting import receive
 
 # The number under which CRIU finds the write end of the log pipe (its `inherit_fd`).
 LOG_FD = 200
@@ -271,7 +272,9 @@ def _bring_up(supervisor: Supervisor) -> dict[str, Any] | None:
 
 def main(words: list[str] | None = None) -> None:
     """Run the command line `words` (default: the process's own) in a process of its own."""
-    arguments = Order(sys.argv[1:] if words is None else words)
+    words = sys.argv[1:] if words is None else words
+    waits = len(words) == 1 and words[0].startswith("--order-fd=")
+    arguments = None if waits else Order(words)
     if os.geteuid() != 0:
         raise SystemExit(
             "runmh: Only root may start a service, which gets namespaces of its own.\n"
@@ -279,6 +282,8 @@ def main(words: list[str] | None = None) -> None:
         )
     if os.fork():
         os._exit(0)
+    if arguments is None:
+        arguments = Order(receive(int(words[0].partition("=")[2])))
     os.umask(0o022)
     folder = f"{arguments.run_dir}/services/{arguments.service}"
     lock = take(f"{folder}/lock")
