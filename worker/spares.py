@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -55,6 +56,9 @@ class Spare:
         return True
 
 
+# Seconds; a job that comes earlier starts its supervisor itself.
+_SOON = 1.0
+
 _ready: dict[int, Spare] = {}
 
 
@@ -62,6 +66,13 @@ def keep_one() -> None:
     """Start one for the next order of this process, unless one waits already."""
     if os.getpid() not in _ready:
         _ready[os.getpid()] = Spare()
+
+
+def keep_one_soon() -> None:
+    """Do `keep_one` a little later, when the operator's next command does not need the processor more."""
+    timer = threading.Timer(_SOON, keep_one)
+    timer.daemon = True
+    timer.start()
 
 
 def order(title: str, words: Sequence[str], descriptors: Mapping[str, int]) -> subprocess.Popen[bytes]:

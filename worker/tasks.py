@@ -79,7 +79,7 @@ def run_job(job_id: str) -> None:
     try:
         _run(job_id)
     finally:
-        spares.keep_one()
+        spares.keep_one_soon()
 
 
 def _run(job_id: str) -> None:
