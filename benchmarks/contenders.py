@@ -31,6 +31,7 @@ class Place(NamedTuple):
     scratch: Path
     criu: str
     root: Path
+    keep_probe: bool
 
 
 class Contender:

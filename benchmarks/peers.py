@@ -21,19 +21,27 @@ from benchmarks.engines import Engines
 from benchmarks.measuring import Sample, timed
 from benchmarks.node import Node, wait_for
 from scripts.command import SetupError
-from worker import orphans
+from worker import namespaces, orphans
 
 # What a contender that does not work on this host raises; it becomes a remark.
 _FAILURES = (OSError, RuntimeError, LookupError, ValueError, subprocess.SubprocessError, SetupError)
 
 
-def measure(node: Node, scratch: Path, criu: str, pairs: int) -> dict[str, Any]:
+def ways() -> list[tuple[str, bool]]:
+    """Return the ways to measure, as title and `keep_probe`: where /run is no tmpfs, without one and with."""
+    if namespaces.is_tmpfs("/run"):
+        return [("On this host", False)]
+    return [("On this host as it is", False), ("With a tmpfs on /run for the others", True)]
+
+
+def measure(node: Node, scratch: Path, criu: str, pairs: int, *, keep_probe: bool) -> dict[str, Any]:
     """Time `pairs` rounds of every contender that works on this host.
 
     Args:
         node: a running node.
         scratch: an empty folder on the disk of its pool.
         criu: the CRIU that all of them shall use.
+        keep_probe: give the others a tmpfs on /run where the host has none.
     Returns:
         times, name → {"dump": Sample, "restore": Sample}, Miehistö first; and remarks, in sentences.
     Raises:
@@ -44,7 +52,7 @@ def measure(node: Node, scratch: Path, criu: str, pairs: int) -> dict[str, Any]:
 
     def work() -> dict[str, Any]:
         with bare.namespace() as root:
-            return _measure(Place(node, scratch, criu, root), pairs, stop)
+            return _measure(Place(node, scratch, criu, root, keep_probe), pairs, stop)
 
     try:
         # A thread, because only a thread can leave its mount namespace alone.
@@ -128,7 +136,7 @@ def _first_line(error: Exception) -> str:
 def _contenders(place: Place, remarks: list[str]) -> Iterator[list[Contender]]:
     """Yield all contenders that can be had, and end them."""
     mixed_groups = engines.has_mixed_groups()
-    remarks.append(engines.keep_kernel_probe(place.criu))
+    remarks.append(engines.keep_kernel_probe(place.criu) if place.keep_probe else "")
     found: list[Contender] = [Miehisto(place), Bare(place)]
     inside: list[Contender] = []
 

@@ -209,7 +209,10 @@ def main() -> None:
         if arguments.peers:
             from benchmarks import peers
 
-            found["peers"] = peers.measure(node, scratch, CRIU, arguments.pairs)
+            for title, keep_probe in peers.ways():
+                folder = scratch / f"peers-{keep_probe}"
+                folder.mkdir()
+                found[title] = peers.measure(node, folder, CRIU, arguments.pairs, keep_probe=keep_probe)
         else:
 
             def measure() -> None:
@@ -225,7 +228,7 @@ def main() -> None:
             found["supervisor"] = supervisor(node)
             in_a_thread(measure)
             found["many"] = many(node, scratch, arguments.many)
-    text = report.peers(found["peers"]) if arguments.peers else report.bare(found)
+    text = report.peers(found) if arguments.peers else report.bare(found)
     sys.stdout.write(f"{measuring.machine()}\n\n{text}")
     if not arguments.no_write:
         report.write("peers" if arguments.peers else "bare", text)
