@@ -23,7 +23,6 @@ from services.progress import (
     heartbeat,
     lose,
     observe,
-    remove_service,
     succeed,
 )
 from services.references import not_found
@@ -336,7 +335,6 @@ __all__ = [
     "name_taken",
     "new_job",
     "observe",
-    "remove_service",
     "rename",
     "request_check",
     "request_create",

@@ -222,12 +222,6 @@ def lose(
     _end(job, JobState.LOST, fields, _settle_as(job, service_state, extras, reason), text=message)
 
 
-def remove_service(job: Job) -> None:
-    """Delete the row of the job's service; the job keeps its id in `service_ref`."""
-    Service.objects.filter(pk=job.service_ref).delete()
-    job.service = None
-
-
 def observe(
     service_id: str,
     *,
@@ -377,6 +371,5 @@ __all__ = [
     "heartbeat",
     "lose",
     "observe",
-    "remove_service",
     "succeed",
 ]

@@ -208,7 +208,6 @@ def test_delete_takes_the_row_and_keeps_the_history() -> None:
         operations.request_delete_service(service, **ROOT)
     assert refused.value.code == "service_running"
     job = taken(operations.request_delete_service(service, stop=True, **ROOT))
-    operations.remove_service(job)
     operations.succeed(job, service_state=None, result={}, statistics={})
     assert not Service.objects.exists()
     job.refresh_from_db()
