@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
@@ -34,7 +35,7 @@ class Place(NamedTuple):
     keep_probe: bool
 
 
-class Contender:
+class Contender(ABC):
     """One way to dump and restore a server. Only `dump` and `restore` are timed."""
 
     def __init__(self, name: str, scratch: Path) -> None:
@@ -51,31 +52,31 @@ class Contender:
         """Do `work` in this contender's own thread."""
         return self.thread.submit(work).result() if self.thread else work()
 
+    @abstractmethod
     def start(self) -> None:
         """Start the server."""
-        raise NotImplementedError
 
+    @abstractmethod
     def dump(self) -> None:
         """Dump the server and end it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def criu_version(self) -> str:
         """Return the CRIU that has made the image which lies there now."""
-        raise NotImplementedError
 
     def after_dump(self) -> None:
         """Do what has to be done before the server can be restored."""
 
+    @abstractmethod
     def restore(self) -> None:
         """Restore the server."""
-        raise NotImplementedError
 
     def after_restore(self) -> None:
         """Remove the image; the server answers."""
 
+    @abstractmethod
     def end(self) -> None:
         """End the server and leave nothing, whatever state things are in."""
-        raise NotImplementedError
 
 
 class Miehisto(Contender):

@@ -7,7 +7,7 @@ transaction with its JobEvent; the bell rings after the commit.
 import logging
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from django.db import transaction
 from django.utils import timezone
@@ -39,6 +39,16 @@ _SEEN_FIELDS = (
     "started_at",
     "image_id",
 )
+
+
+class Seen(TypedDict, total=False):
+    """What was seen of a service's processes; what is not said is not known."""
+
+    pid: int | None
+    supervisor_pid: int | None
+    exit_code: int | None
+    exit_signal: int | None
+    reason: str
 
 
 def claim(job_id: str, *, worker: str) -> Job | None:
@@ -112,17 +122,13 @@ def succeed(
     service_state: ServiceState | None,
     result: dict[str, Any],
     statistics: dict[str, Any],
-    pid: int | None = None,
-    supervisor_pid: int | None = None,
-    exit_code: int | None = None,
-    exit_signal: int | None = None,
-    reason: str = "",
+    **seen: Unpack[Seen],
 ) -> None:
     """End a job well.
 
     service_state: what is true now; None means the state that KINDS gives for this kind.
     result, statistics: for pages and clients; `result["image"]` becomes the job's image when it has none.
-    pid, supervisor_pid: of the service if it runs now; None keeps what is known.
+    seen: as it is now; a PID of None keeps what is known.
     """
     image_id = job.image_id or str(result.get("image", ""))
     fields = {"result": result, "statistics": statistics, "image_id": image_id}
@@ -136,15 +142,7 @@ def succeed(
         if image_id and job.kind in {JobKind.DUMP, JobKind.RESTORE}:
             service.image_id = image_id
         if state:
-            _write_service(
-                service,
-                state,
-                pid=pid,
-                supervisor_pid=supervisor_pid,
-                exit_code=exit_code,
-                exit_signal=exit_signal,
-                reason=reason,
-            )
+            _write_service(service, state, **seen)
 
     _end(job, JobState.SUCCEEDED, fields, settle)
 
@@ -157,11 +155,7 @@ def fail(
     remedy: str,
     lines: list[str],
     service_state: ServiceState | None,
-    pid: int | None = None,
-    supervisor_pid: int | None = None,
-    exit_code: int | None = None,
-    exit_signal: int | None = None,
-    reason: str = "",
+    **seen: Unpack[Seen],
 ) -> None:
     """End a job that failed in an expected way.
 
@@ -174,14 +168,7 @@ def fail(
         "error_remedy": remedy,
         "error_lines": lines,
     }
-    extras = {
-        "pid": pid,
-        "supervisor_pid": supervisor_pid,
-        "exit_code": exit_code,
-        "exit_signal": exit_signal,
-    }
-    settle = _settle_as(job, service_state, extras, reason)
-    _end(job, JobState.FAILED, fields, settle, text=message)
+    _end(job, JobState.FAILED, fields, _settle_as(job, service_state, seen), text=message)
 
 
 def error(job: Job, traceback: str, service_state: ServiceState | None = None) -> None:
@@ -193,19 +180,14 @@ def error(job: Job, traceback: str, service_state: ServiceState | None = None) -
         "error_remedy": "Report it with the traceback, which is in the worker's log.",
         "traceback": traceback,
     }
-    _end(job, JobState.ERRORED, fields, _settle_as(job, service_state, {}, ""), text=last_line)
+    _end(job, JobState.ERRORED, fields, _settle_as(job, service_state, Seen()), text=last_line)
 
 
 def lose(
     job: Job,
     message: str,
     service_state: ServiceState | None = None,
-    *,
-    pid: int | None = None,
-    supervisor_pid: int | None = None,
-    exit_code: int | None = None,
-    exit_signal: int | None = None,
-    reason: str = "",
+    **seen: Unpack[Seen],
 ) -> None:
     """End a job whose worker died. service_state: what the disk says; None means the state before."""
     fields = {
@@ -213,13 +195,7 @@ def lose(
         "error_message": message,
         "error_remedy": "Look at the service's state (mhctl service show), then ask again.",
     }
-    extras = {
-        "pid": pid,
-        "supervisor_pid": supervisor_pid,
-        "exit_code": exit_code,
-        "exit_signal": exit_signal,
-    }
-    _end(job, JobState.LOST, fields, _settle_as(job, service_state, extras, reason), text=message)
+    _end(job, JobState.LOST, fields, _settle_as(job, service_state, seen), text=message)
 
 
 def observe(
@@ -285,9 +261,7 @@ def heartbeat(node_name: str, criu_version: str, kernel: str, capabilities: dict
     return node
 
 
-def _settle_as(
-    job: Job, state: ServiceState | None, extras: dict[str, int | None], reason: str
-) -> Callable[[Service], None]:
+def _settle_as(job: Job, state: ServiceState | None, seen: Seen) -> Callable[[Service], None]:
     """Return what writes the service's state after a job that didn't succeed."""
 
     def settle(service: Service) -> None:
@@ -297,7 +271,9 @@ def _settle_as(
                 return
             after = ServiceState(job.service_state_before)
         why = job.error_message if after in {ServiceState.FAILED, ServiceState.EXITED} else ""
-        _write_service(service, after, reason=reason or why, **extras)
+        told = seen.copy()
+        told["reason"] = seen.get("reason") or why
+        _write_service(service, after, **told)
 
     return settle
 
@@ -331,12 +307,7 @@ def _end(
 def _write_service(
     service: Service,
     state: ServiceState,
-    *,
-    pid: int | None = None,
-    supervisor_pid: int | None = None,
-    exit_code: int | None = None,
-    exit_signal: int | None = None,
-    reason: str = "",
+    **seen: Unpack[Seen],
 ) -> None:
     """Move a service along the table of transitions; what a state can't have (a PID) is cleared.
 
@@ -344,6 +315,8 @@ def _write_service(
     """
     if not may_move(service.state, state):
         raise ValueError(f"service {service.pk} can't go from {service.status} to {state}")
+    pid, supervisor_pid = seen.get("pid"), seen.get("supervisor_pid")
+    exit_code, exit_signal = seen.get("exit_code"), seen.get("exit_signal")
     now = timezone.now()
     if state is ServiceState.RUNNING and pid is not None and pid != service.pid:
         service.started_at = now
@@ -357,7 +330,7 @@ def _write_service(
         if exit_code is not None or exit_signal is not None:
             service.exit_code, service.exit_signal = exit_code, exit_signal
     service.status = state.value
-    service.status_reason = reason
+    service.status_reason = seen.get("reason", "")
     service.changed_at = now
     # Not its name and what else operators write: they may have done so since this row was read.
     service.save(update_fields=_SEEN_FIELDS)

@@ -4,6 +4,7 @@ import asyncio
 import getpass
 import json
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any, NoReturn
@@ -21,14 +22,14 @@ FAILED, USAGE, NOT_FOUND, NOT_ALLOWED = 1, 2, 4, 5
 EXIT_CODES = {401: NOT_ALLOWED, 403: NOT_ALLOWED, 404: NOT_FOUND, 422: USAGE}
 
 
-class ShellCommand(BaseCommand):
+class ShellCommand(BaseCommand, ABC):
     """A command whose Problems are said on stderr with their remedy; a subclass implements `work`."""
 
     requires_system_checks: tuple[str, ...] = ()
 
+    @abstractmethod
     def work(self, **options: Any) -> None:
         """Do what the command is for. Raises Problem."""
-        raise NotImplementedError
 
     def handle(self, *_args: Any, **options: Any) -> None:
         try:
