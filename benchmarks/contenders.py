@@ -64,14 +64,14 @@ class Contender(ABC):
     def criu_version(self) -> str:
         """Return the CRIU that has made the image which lies there now."""
 
-    def after_dump(self) -> None:
+    def after_dump(self) -> None:  # noqa: B027 - not every contender has to
         """Do what has to be done before the server can be restored."""
 
     @abstractmethod
     def restore(self) -> None:
         """Restore the server."""
 
-    def after_restore(self) -> None:
+    def after_restore(self) -> None:  # noqa: B027 - not every contender has to
         """Remove the image; the server answers."""
 
     @abstractmethod
