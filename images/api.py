@@ -65,7 +65,9 @@ async def rename_image(request: HttpRequest, reference: str, body: Rename) -> Ht
     """Give an image another name."""
 
     def change() -> dict[str, Any]:
-        return image_object(operations.rename(_find(reference), body.name, caller(request)))
+        return image_object(
+            operations.rename(_find(reference), body.name, caller(request), source_of(request))
+        )
 
     return JsonResponse(await in_thread(change))
 

@@ -9,6 +9,7 @@ from django.utils import timezone
 from images.models import Image, ImageState
 from services import validation
 from services.actors import Actor, require_operator
+from services.auditing import record_audit
 from services.models import Job, Node, Service
 from services.operations import adopt, name_taken, new_job, require_state
 from services.problems import Problem
@@ -66,13 +67,16 @@ def request_delete(image: Image, *, actor: Actor, source: str, force: bool = Fal
     return _request(JobKind.DELETE_IMAGE, image, actor=actor, source=source, clash=set(JobKind))
 
 
-def rename(image: Image, name: str, actor: Actor) -> Image:
+def rename(image: Image, name: str, actor: Actor, source: str = "") -> Image:
     """Give an image another name, or none with "". Raises Problem name_taken, bad_input."""
     require_operator(actor)
     name = validation.name(name)
     try:
         with transaction.atomic():
             renamed = Image.objects.filter(pk=image.pk).update(name=name)
+            record_audit(
+                actor, source, "rename", target_kind="image", target_id=image.pk, detail={"name": name}
+            )
     except IntegrityError as taken:
         raise name_taken("image", name) from taken
     if not renamed:

@@ -6,6 +6,7 @@ middlewares costs a change of thread under ASGI, such a request passes them by.
 
 import io
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Any, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
@@ -22,8 +23,12 @@ from django.middleware.security import SecurityMiddleware
 from django.utils.deprecation import MiddlewareMixin
 from whitenoise.middleware import WhiteNoiseMiddleware
 
-from services.authentication import bearer_token
+from services import auditing
+from services.answers import source_of
+from services.authentication import bearer_token, caller
+from services.models import AuditOutcome
 from services.problems import Problem, bad_input
+from services.threads import in_thread
 
 API = "/api/"
 MOST = 1024 * 1024  # bytes of a body
@@ -78,7 +83,10 @@ class Front(_Async):
     """Headers for every answer; for the API also the size limit and JSON for every error."""
 
     async def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        auditing.address.set(request.META.get("REMOTE_ADDR") or "unix")
         response = await self._answer(request)
+        if response.status_code == HTTPStatus.FORBIDDEN:
+            await in_thread(_record_refusal, request)
         if isinstance(response, HttpResponse) and not response.has_header("Content-Length"):
             response.headers["Content-Length"] = str(len(response.content))
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
@@ -114,6 +122,19 @@ class Front(_Async):
         if response.status_code >= 400 and "json" not in response.headers.get("Content-Type", ""):
             return _problem(_for_status(response.status_code), status=response.status_code)
         return response
+
+
+def _record_refusal(request: HttpRequest) -> None:
+    """Put on the record that somebody known tried what he may not."""
+    actor = caller(request)
+    if actor.is_authenticated:
+        auditing.record_audit(
+            actor,
+            source_of(request),
+            "refused",
+            outcome=AuditOutcome.REFUSED,
+            detail={"method": request.method, "path": request.path[:255]},
+        )
 
 
 def _read_body(request: HttpRequest) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from django.contrib import admin
 from django.http import HttpRequest
 
-from services.models import ApiToken, Job, JobEvent, Node, Service
+from services.models import ApiToken, AuditEvent, Job, JobEvent, Node, Service
 
 if TYPE_CHECKING:  # Django's own classes take no parameters
     ModelAdmin = admin.ModelAdmin[Any]
@@ -56,6 +56,13 @@ class JobAdmin(ReadOnly):
     list_select_related = ("service", "node")
     search_fields = ("id", "service_ref", "image_id")
     inlines = (EventInline,)
+
+
+@admin.register(AuditEvent)
+class AuditEventAdmin(ReadOnly):
+    list_display = ("at", "actor", "source", "address", "action", "target_kind", "target_id", "outcome")
+    list_filter = ("action", "outcome", "source")
+    search_fields = ("actor", "target_id", "address")
 
 
 @admin.register(ApiToken)

@@ -85,7 +85,7 @@ async def rename_service(request: HttpRequest, reference: str, body: Rename) -> 
 
     def change() -> dict[str, Any]:
         service = find_service(reference, shown=True)
-        return service_object(operations.rename(service, body.name, _who(request)["actor"]))
+        return service_object(operations.rename(service, body.name, **_who(request)))
 
     return JsonResponse(await in_thread(change))
 
@@ -203,7 +203,7 @@ async def cancel_job(request: HttpRequest, reference: str, body: Nothing | None 
     """Cancel a job that no worker has taken yet."""
 
     def change() -> dict[str, Any]:
-        job = operations.cancel(find_job(reference), _who(request)["actor"])
+        job = operations.cancel(find_job(reference), **_who(request))
         return job_object(waiting.load(job.pk))
 
     return JsonResponse(await in_thread(change))

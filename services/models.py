@@ -1,7 +1,8 @@
-"""Rows: nodes, services, jobs with their events, API tokens. Status is written by operations.py alone."""
+"""Rows: nodes, services, jobs with their events, tokens, the audit. Status is written by operations alone."""
 
 import shlex
 import uuid
+from enum import StrEnum
 from typing import Any, ClassVar
 
 from django.conf import settings
@@ -224,3 +225,36 @@ class ApiToken(models.Model):
 
     def __str__(self) -> str:
         return self.label or f"token {self.pk}"
+
+
+class AuditOutcome(StrEnum):
+    """asked: there is a job now that tells the rest. done: it happened. refused: it was not allowed."""
+
+    ASKED = "asked"
+    DONE = "done"
+    REFUSED = "refused"
+
+
+class AuditEvent(models.Model):
+    """Somebody did or asked for something; rows are only ever added, by auditing.py.
+
+    It names what it is about by kind and id, for it outlives that.
+    """
+
+    at = models.DateTimeField(db_index=True)
+    actor = models.CharField(max_length=150, blank=True, default="", db_index=True)
+    source = models.CharField(max_length=16, blank=True, default="")
+    address = models.CharField(max_length=64, blank=True, default="")
+    action = models.CharField(max_length=64)
+    target_kind = models.CharField(max_length=16, blank=True, default="")
+    target_id = models.CharField(max_length=64, blank=True, default="", db_index=True)
+    outcome = models.CharField(
+        max_length=16, choices=[(outcome.value, outcome.value) for outcome in AuditOutcome]
+    )
+    detail = models.JSONField(blank=True, default=dict)
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+
+    def __str__(self) -> str:
+        return f"{self.actor} {self.action} {self.target_kind} {self.target_id}".rstrip()

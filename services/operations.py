@@ -13,7 +13,8 @@ from django.utils import timezone
 
 from services import bell, enqueue, validation
 from services.actors import Actor, name_of, require_operator
-from services.models import Job, JobEvent, Node, Service, new_id
+from services.auditing import record_audit
+from services.models import AuditOutcome, Job, JobEvent, Node, Service, new_id
 from services.problems import Problem
 from services.progress import (
     claim,
@@ -154,7 +155,7 @@ def request_check(node: Node, *, actor: Actor, source: str) -> Job:
         return new_job(JobKind.CHECK, node=node, actor=actor, source=source)
 
 
-def cancel(job: Job, actor: Actor) -> Job:
+def cancel(job: Job, actor: Actor, source: str = "") -> Job:
     """Cancel a queued job. Raises Problem not_cancellable once a worker has it."""
     require_operator(actor)
     with transaction.atomic():
@@ -172,18 +173,22 @@ def cancel(job: Job, actor: Actor) -> Job:
             )
         text = f"cancelled by {name_of(actor)}"
         JobEvent.objects.create(job=job, at=now, status=JobState.CANCELLED, text=text)
+        record_audit(actor, source, "cancel", target_kind="job", target_id=job.pk)
         transaction.on_commit(lambda: bell.ring(job.pk))
     job.refresh_from_db()
     return job
 
 
-def rename(service: Service, name: str, actor: Actor) -> Service:
+def rename(service: Service, name: str, actor: Actor, source: str = "") -> Service:
     """Give a service another name, or none with "". Raises Problem name_taken, bad_input."""
     require_operator(actor)
     name = validation.name(name)
     try:
         with transaction.atomic():
             renamed = Service.objects.filter(pk=service.pk).update(name=name)
+            record_audit(
+                actor, source, "rename", target_kind="service", target_id=service.pk, detail={"name": name}
+            )
     except IntegrityError as taken:
         raise name_taken("service", name) from taken
     if not renamed:
@@ -259,6 +264,16 @@ def new_job(
         raise _job_active(service) from clash
     event = JobEvent.objects.create(job=job, at=now, status=JobState.QUEUED)
     job.known_events = [event]
+    about = ("image", image_id) if image_id and not service else ("service", job.service_ref)
+    record_audit(
+        actor,
+        source,
+        kind.value,
+        target_kind=about[0] if about[1] else "node",
+        target_id=about[1] or node.name,
+        outcome=AuditOutcome.ASKED,
+        detail={"job": job.pk, **({"image": image_id} if image_id else {}), **(options or {})},
+    )
     transaction.on_commit(lambda: enqueue.announce_new(job))
     return job
 

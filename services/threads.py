@@ -5,6 +5,7 @@ and keep theirs.
 """
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,8 +21,9 @@ _threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="rows")
 
 async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Return (or raise) what `function` does, called in a thread that keeps its database connection."""
+    context = contextvars.copy_context()  # which knows where the request comes from
     return await asyncio.get_running_loop().run_in_executor(
-        _threads, partial(_call, function, *args, **kwargs)
+        _threads, partial(context.run, partial(_call, function, *args, **kwargs))
     )
 
 

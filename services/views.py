@@ -105,7 +105,7 @@ def cancel_job(request: HttpRequest, reference: str) -> HttpResponse:
     """Cancel a queued job."""
     row = found(lambda: find_job(reference))
     try:
-        operations.cancel(row, request.user)
+        operations.cancel(row, request.user, "web")
     except Problem as problem:
         messages.error(request, problem.message)
     return redirect("services:job", row.pk)

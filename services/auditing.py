@@ -1,0 +1,44 @@
+"""The record of who did what, when, from where, and what came of it. It knows no operation.
+
+A job says what became of it in its events; this says that somebody asked, also for what is no job: a look at
+a service's environment, a name, a refusal.
+"""
+
+from contextvars import ContextVar
+from typing import Any
+
+from django.utils import timezone
+
+from services.actors import Actor, name_of
+from services.models import AuditEvent, AuditOutcome
+
+address: ContextVar[str] = ContextVar("address", default="")
+"""Where this request comes from: an IP address, "unix" for the node's own socket, "" for no request."""
+
+
+def record_audit(
+    actor: Actor,
+    source: str,
+    action: str,
+    *,
+    target_kind: str = "",
+    target_id: str = "",
+    outcome: AuditOutcome = AuditOutcome.DONE,
+    detail: dict[str, Any] | None = None,
+) -> AuditEvent:
+    """Write one line of the record; in the transaction of what it tells of, if there is one.
+
+    action: a word such as start, dump, show_env, rename. target_kind, target_id: service, image, job or node,
+    and which. detail: what else is worth knowing, never a secret.
+    """
+    return AuditEvent.objects.create(
+        at=timezone.now(),
+        actor=name_of(actor)[:150],
+        source=source[:16],
+        address=address.get()[:64],
+        action=action[:64],
+        target_kind=target_kind[:16],
+        target_id=target_id[:64],
+        outcome=outcome.value,
+        detail=detail or {},
+    )

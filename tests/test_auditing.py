@@ -1,0 +1,45 @@
+"""The record of who asked for what: jobs, names, and what was refused."""
+
+import json
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+
+from services.authentication import issue
+from services.models import AuditEvent
+from tests.rows import running_service
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def test_each_request_is_on_the_record_with_who_when_where_and_what() -> None:
+    service = running_service("web")
+    token = issue(User.objects.create_superuser("boss"))
+    api = Client(headers={"authorization": f"Bearer {token}"}, REMOTE_ADDR="192.0.2.7")
+    path = f"/api/v1/services/{service.pk}"
+    job = api.post(f"{path}/dump", '{"leave_running": true}', content_type="application/json").json()
+    api.patch(path, '{"name": "shop"}', content_type="application/json")
+    api.post(f"/api/v1/jobs/{job['object_id']}/cancel", "{}", content_type="application/json")
+    cancelled, renamed, dumped, created = AuditEvent.objects.all()
+    assert (created.actor, created.source, created.action, created.address) == ("root", "manage", "start", "")
+    assert (dumped.actor, dumped.source, dumped.action, dumped.outcome) == ("boss", "api", "dump", "asked")
+    assert (dumped.address, dumped.target_kind, dumped.target_id) == ("192.0.2.7", "service", service.pk)
+    assert dumped.detail == {"job": job["object_id"], "image": job["image"], "leave_running": True}
+    assert (renamed.action, renamed.outcome, renamed.detail) == ("rename", "done", {"name": "shop"})
+    assert (cancelled.target_kind, cancelled.target_id) == ("job", job["object_id"])
+
+
+def test_what_is_refused_is_on_the_record_too() -> None:
+    service = running_service()
+    before = AuditEvent.objects.count()
+    api = Client(headers={"authorization": f"Bearer {issue(User.objects.create_user('guest'))}"})
+    answer = api.post(f"/api/v1/services/{service.pk}/stop", json.dumps({}), content_type="application/json")
+    assert answer.status_code == 403
+    refused = AuditEvent.objects.first()
+    assert refused and AuditEvent.objects.count() == before + 1
+    assert (refused.actor, refused.source, refused.outcome) == ("guest", "api", "refused")
+    assert refused.detail == {"method": "POST", "path": f"/api/v1/services/{service.pk}/stop"}
+    # A stranger is not known, and could fill the disk.
+    assert Client().post(f"/api/v1/services/{service.pk}/stop").status_code == 401
+    assert AuditEvent.objects.count() == before + 1
