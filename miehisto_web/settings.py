@@ -54,6 +54,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django_celery_beat",
     "ninja",
+    "django_htmx",
     "services",
     "images",
     # Only for its commands check_host and rescan; the site imports nothing of it.

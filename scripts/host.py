@@ -26,7 +26,7 @@ RUNTIME_PACKAGES = (
     "redis-server",
     "util-linux",
 )
-TEST_PACKAGES = ("curl", "git", "memcached", "nodejs", "postgresql", "procps")
+TEST_PACKAGES = ("chromium", "curl", "git", "memcached", "nodejs", "postgresql", "procps")
 
 # Packages that start a daemon of their own when they are installed. miehistod starts a private Redis, and the
 # tests start private servers, so a daemon that this host did not run before must not appear.
