@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from django.contrib import admin
 from django.http import HttpRequest
 
-from services.models import ApiToken, AuditEvent, Job, JobEvent, Node, Service
+from services.models import ApiToken, AuditEvent, Job, JobEvent, Node, Service, ServiceEvent
 
 if TYPE_CHECKING:  # Django's own classes take no parameters
     ModelAdmin = admin.ModelAdmin[Any]
@@ -56,6 +56,13 @@ class JobAdmin(ReadOnly):
     list_select_related = ("service", "node")
     search_fields = ("id", "service_ref", "image_id")
     inlines = (EventInline,)
+
+
+@admin.register(ServiceEvent)
+class ServiceEventAdmin(ReadOnly):
+    list_display = ("at", "service_ref", "status", "pid", "exit_code", "exit_signal", "reason")
+    list_filter = ("status",)
+    search_fields = ("service_ref",)
 
 
 @admin.register(AuditEvent)

@@ -1,4 +1,4 @@
-"""Rings when a job changed: a Redis PUBLISH on the job's channel. It knows no rows and carries no data.
+"""Rings when a job or a service changed: a Redis PUBLISH on its channel. It knows no rows, carries no data.
 
 Losing a ring is harmless: who waits also reads the rows from time to time.
 """
@@ -15,6 +15,9 @@ from redis.retry import Retry
 log = logging.getLogger(__name__)
 
 TIMEOUT = 0.2  # seconds; a dead Redis must not hold a request or a job
+
+
+EVERY_CHANNEL = "miehisto.*"  # a pattern, for who wants to hear of everything
 
 
 def channel(job_id: str) -> str:
@@ -41,9 +44,18 @@ def _client(url: str) -> redis.Redis:
 
 def ring(job_id: str) -> bool:
     """Wake whoever waits for the job; call it after the commit. Returns False when Redis is away."""
+    return _publish(channel(job_id))
+
+
+def ring_service(service_id: str) -> bool:
+    """Wake the pages that show the service; call it after the commit. Returns False when Redis is away."""
+    return _publish(f"miehisto.service.{service_id}")
+
+
+def _publish(name: str) -> bool:
     try:
-        _client(redis_url(settings.CELERY_BROKER_URL)).publish(channel(job_id), b"")
+        _client(redis_url(settings.CELERY_BROKER_URL)).publish(name, b"")
     except (RedisError, OSError) as error:
-        log.debug("no bell for job %s: %s", job_id, error)
+        log.debug("no bell on %s: %s", name, error)
         return False
     return True

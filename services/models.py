@@ -213,6 +213,28 @@ class JobEvent(models.Model):
         return f"{self.status} {self.step}".rstrip()
 
 
+class ServiceEvent(models.Model):
+    """A service came into a state; rows are only ever added, by progress.py. Its life is read from these.
+
+    It names the service by its id, for a deleted one that is restored goes on with its life.
+    """
+
+    service_ref = models.CharField(max_length=32)
+    at = models.DateTimeField()
+    status = models.CharField(max_length=16, choices=_choices(ServiceState))
+    reason = models.TextField(blank=True, default="")
+    pid = models.PositiveIntegerField(null=True, blank=True)
+    exit_code = models.IntegerField(null=True, blank=True)
+    exit_signal = models.IntegerField(null=True, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["id"]
+        indexes: ClassVar = [models.Index(fields=["service_ref", "-id"])]
+
+    def __str__(self) -> str:
+        return f"{self.service_ref} {self.status}"
+
+
 class ApiToken(models.Model):
     """A key to the API; only its SHA-256 is kept."""
 

@@ -193,6 +193,7 @@ def rename(service: Service, name: str, actor: Actor, source: str = "") -> Servi
         raise name_taken("service", name) from taken
     if not renamed:
         raise not_found("service", service.pk)
+    bell.ring_service(service.pk)
     service.name = name
     return service
 

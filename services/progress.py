@@ -13,7 +13,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from services import bell
-from services.models import Job, JobEvent, Node, Service
+from services.models import Job, JobEvent, Node, Service, ServiceEvent
 from services.states import (
     KINDS,
     TRANSIENT,
@@ -244,6 +244,7 @@ def observe(
             exit_signal=exit_signal,
             reason=reason,
         )
+        transaction.on_commit(lambda: bell.ring_service(service_id))
     return True
 
 
@@ -329,11 +330,22 @@ def _write_service(
         service.pid = service.supervisor_pid = None
         if exit_code is not None or exit_signal is not None:
             service.exit_code, service.exit_signal = exit_code, exit_signal
+    moved = service.status != state.value or service.started_at == now
     service.status = state.value
     service.status_reason = seen.get("reason", "")
     service.changed_at = now
     # Not its name and what else operators write: they may have done so since this row was read.
     service.save(update_fields=_SEEN_FIELDS)
+    if moved:
+        ServiceEvent.objects.create(
+            service_ref=service.pk,
+            at=now,
+            status=service.status,
+            reason=service.status_reason,
+            pid=service.pid,
+            exit_code=service.exit_code,
+            exit_signal=service.exit_signal,
+        )
 
 
 __all__ = [
