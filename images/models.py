@@ -61,6 +61,7 @@ class Image(models.Model):
                 fields=["node", "name"], condition=~Q(name=""), name="images_image_name_once_a_node"
             ),
         ]
+        permissions: ClassVar = [("restore_foreign", "May restore an image that was imported")]
 
     def __str__(self) -> str:
         return self.name or self.id

@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from images.models import Image, ImageState
 from services import validation
-from services.actors import Actor, require_operator
+from services.actors import Actor, require_account, require_admin, require_operator
 from services.auditing import record_audit
 from services.models import Job, Node, Service
 from services.operations import adopt, name_taken, new_job, require_state
@@ -30,6 +30,7 @@ def request_restore(image: Image, *, actor: Actor, source: str) -> Job:
         service = Service.objects.select_for_update().filter(pk=current.service_ref).first()
         if service is None:
             service = _service_again(current, actor)
+        require_account(actor, service.user, service.group)
         active = Job.objects.active().filter(service=service).exists()
         if not active:  # with an active job, that job is the better answer: new_job names it
             require_state(service, JobKind.RESTORE)
@@ -54,10 +55,10 @@ def request_delete(image: Image, *, actor: Actor, source: str, force: bool = Fal
     force: also if the image is all there is of a dumped service.
     Raises Problem image_in_use while a job uses it, image_is_service without `force`.
     """
+    require_admin(actor, "delete an image")
     force = validation.flag(force, "force")
     service = Service.objects.filter(pk=image.service_ref, status=ServiceState.DUMPED).first()
     if service is not None and service.image_id == image.pk and not force:
-        require_operator(actor)
         raise Problem(
             "image_is_service",
             f"Service {service} is dumped, and this image is all there is of it.",

@@ -11,10 +11,10 @@ from typing import Any, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.conf import settings
-from django.contrib.auth.middleware import AuthenticationMiddleware
+from django.contrib.auth.middleware import AuthenticationMiddleware, LoginRequiredMiddleware
 from django.contrib.messages.middleware import MessageMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
-from django.core.exceptions import DisallowedHost
+from django.core.exceptions import DisallowedHost, PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.middleware.clickjacking import XFrameOptionsMiddleware
 from django.middleware.common import CommonMiddleware
@@ -24,6 +24,7 @@ from django.utils.deprecation import MiddlewareMixin
 from whitenoise.middleware import WhiteNoiseMiddleware
 
 from services import auditing
+from services.actors import require_viewer
 from services.answers import source_of
 from services.authentication import bearer_token, caller
 from services.models import AuditOutcome
@@ -198,6 +199,27 @@ class Common(_PagesOnly, CommonMiddleware):
 
 class Authentication(_PagesOnly, AuthenticationMiddleware):
     pass
+
+
+class Gate(_PagesOnly, LoginRequiredMiddleware):
+    """Every page wants somebody logged in who has a role, unless its view says otherwise.
+
+    A view says so by Django's `login_not_required` (the login itself), or by `without_role` (one's own
+    account). The API asks for itself, in `services.authentication`.
+    """
+
+    def process_view(
+        self, request: HttpRequest, view_func: Any, view_args: Any, view_kwargs: Any
+    ) -> HttpResponseBase | None:
+        if request.path_info.startswith(API) or not getattr(view_func, "login_required", True):
+            return None
+        refused: HttpResponseBase | None = super().process_view(request, view_func, view_args, view_kwargs)
+        if refused is None and not getattr(view_func, "without_role", False):
+            try:
+                require_viewer(request.user)
+            except Problem as problem:
+                raise PermissionDenied(f"{problem.message} {problem.remedy}") from problem
+        return refused
 
 
 class Messages(_PagesOnly, MessageMiddleware):

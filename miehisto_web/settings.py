@@ -68,6 +68,7 @@ MIDDLEWARE = [
     "miehisto_web.middleware.Common",
     "miehisto_web.middleware.Csrf",
     "miehisto_web.middleware.Authentication",
+    "miehisto_web.middleware.Gate",
     "miehisto_web.middleware.Messages",
     "miehisto_web.middleware.FrameOptions",
 ]

@@ -1,10 +1,14 @@
 """Who asks for something and whether they may. It knows no service and no job."""
 
+import grp
+import pwd
+from contextlib import suppress
+
+from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser, PermissionsMixin
 
-from services.problems import not_allowed
-
-PERMISSION = "services.operate"
+from services.problems import Problem, not_allowed
+from services.roles import ADMIN, ADMINISTER, OPERATE, OPERATOR, SEE, VIEWER
 
 # A user of the site, or the name of someone who already proved himself elsewhere: root in the server's
 # shell, or the agent.
@@ -16,13 +20,69 @@ def name_of(actor: Actor) -> str:
     return actor if isinstance(actor, str) else actor.get_username()
 
 
+def may(actor: Actor, permission: str) -> bool:
+    """Tell whether `actor` has a permission ("app.codename"). One who was deactivated has none."""
+    if isinstance(actor, str):
+        return True
+    return isinstance(actor, PermissionsMixin) and actor.is_active and actor.has_perm(permission)
+
+
+def require(actor: Actor, permission: str, what: str, role: str) -> None:
+    """Raise Problem not_allowed unless `actor` has a permission.
+
+    what: what he may not do, as the rest of "User NAME may not …". role: the one that has the permission.
+    """
+    if not may(actor, permission):
+        raise refusal(actor, what, role)
+
+
+def refusal(actor: Actor, what: str, role: str) -> Problem:
+    """Return the Problem of somebody who lacks a role; the arguments are those of `require`."""
+    return not_allowed(
+        f"User {name_of(actor) or 'nobody'} may not {what}.", f"Ask an administrator for the role {role!r}."
+    )
+
+
+def require_viewer(actor: Actor) -> None:
+    """Raise Problem not_allowed unless `actor` may see services, images and jobs."""
+    require(actor, SEE, "see anything here", VIEWER)
+
+
 def require_operator(actor: Actor) -> None:
     """Raise Problem not_allowed unless `actor` may change services, images and jobs."""
-    if isinstance(actor, str):
-        return
-    if isinstance(actor, PermissionsMixin | AnonymousUser) and actor.is_active and actor.has_perm(PERMISSION):
-        return
-    raise not_allowed(
-        f"User {name_of(actor) or 'nobody'} may look but not change anything.",
-        f"Ask an administrator for the permission {PERMISSION!r}.",
-    )
+    require(actor, OPERATE, "change anything here", OPERATOR)
+
+
+def require_admin(actor: Actor, what: str) -> None:
+    """Raise Problem not_allowed unless `actor` may administer; `what` as in `require`."""
+    require(actor, ADMINISTER, what, ADMIN)
+
+
+def require_account(actor: Actor, user: str, group: str) -> None:
+    """Raise Problem not_allowed unless `actor` may bring to life what runs as this user and group.
+
+    Root's processes own the node, and the site's own user owns the database that says who may do what, so
+    both are for admins. The names are resolved on this host; a node asks its own policy again.
+    """
+    site = _row(settings.MIEHISTO_USER)
+    uid = _number(user or "0", "user")
+    gid = _number(group, "group") if group else None
+    if uid == 0 or gid == 0:
+        require_admin(actor, "run anything as root")
+    elif site and (uid == site.pw_uid or gid == site.pw_gid):
+        require_admin(actor, "run anything as the site's own user")
+
+
+def _row(name: str) -> pwd.struct_passwd | None:
+    with suppress(KeyError):
+        return pwd.getpwnam(name)
+    return None
+
+
+def _number(account: str, field: str) -> int | None:
+    """Return the number of a user or group given by name or number; None when this host doesn't know it."""
+    if account.isascii() and account.isdigit():
+        return int(account)
+    with suppress(KeyError):
+        return pwd.getpwnam(account).pw_uid if field == "user" else grp.getgrnam(account).gr_gid
+    return None

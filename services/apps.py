@@ -2,6 +2,11 @@
 
 from django.apps import AppConfig
 
+from services import roles
+
 
 class ServicesConfig(AppConfig):
     name = "services"
+
+    def ready(self) -> None:
+        roles.connect()

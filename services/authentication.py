@@ -13,6 +13,7 @@ from django.utils import timezone
 from ninja.security import HttpBearer
 from ninja.utils import check_csrf
 
+from services.actors import require_viewer
 from services.models import ApiToken
 from services.problems import not_allowed
 from services.threads import in_thread
@@ -74,7 +75,16 @@ class TokenOrSession(HttpBearer):
             raise not_allowed(
                 "The CSRF token is missing or wrong.", "Send the cookie's value as X-CSRFToken."
             )
+        await in_thread(require_viewer, user)
         return user
 
     async def authenticate(self, request: HttpRequest, token: str) -> Any:  # noqa: ARG002 (ninja's)
-        return await in_thread(user_of, token)
+        return await in_thread(_viewer_of, token)
+
+
+def _viewer_of(token: str) -> AbstractBaseUser | None:
+    """Return the user of a token. Raises Problem not_allowed when he has no role at all."""
+    user = user_of(token)
+    if user is not None:
+        require_viewer(user)
+    return user

@@ -95,7 +95,11 @@ class Service(models.Model):
             ),
         ]
         indexes: ClassVar = [models.Index(fields=["pid"])]
-        permissions: ClassVar = [("operate", "May create, start, stop, dump, restore and delete")]
+        permissions: ClassVar = [
+            ("see", "May see services, images and jobs, and services' logs"),
+            ("operate", "May create, start, stop, dump, restore, verify, rename and cancel"),
+            ("administer", "May delete, and run services as root"),
+        ]
 
     def __str__(self) -> str:
         return self.name or self.id

@@ -12,7 +12,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from services import bell, enqueue, validation
-from services.actors import Actor, name_of, require_operator
+from services.actors import Actor, name_of, require_account, require_admin, require_operator
 from services.auditing import record_audit
 from services.models import AuditOutcome, Job, JobEvent, Node, Service, new_id
 from services.problems import Problem
@@ -52,6 +52,12 @@ def request_create(
     Raises Problem bad_input, name_taken, not_allowed.
     """
     require_operator(actor)
+    user, group = validation.account(user, "user") or "root", validation.account(group, "group")
+    require_account(actor, user, group)
+    checked_binds = validation.binds(binds or [])
+    if checked_binds:
+        # Who chooses what lies at /etc/sudoers needs only a setuid program to be root.
+        require_admin(actor, "lay one folder over another in a service (binds)")
     argv = validation.command(argv)
     checked_env = validation.environment(env or {})
     validation.command_size(argv, checked_env)
@@ -61,11 +67,11 @@ def request_create(
         name=validation.name(name),
         node=node,
         argv=argv,
-        user=validation.account(user, "user") or "root",
-        group=validation.account(group, "group"),
+        user=user,
+        group=group,
         cwd=validation.folder(cwd or "/"),
         env=checked_env,
-        binds=validation.binds(binds or []),
+        binds=checked_binds,
         created_at=now,
         changed_at=now,
         created_by=name_of(actor),
@@ -137,9 +143,9 @@ def request_delete_service(
     service: Service, *, actor: Actor, source: str, stop: bool = False, grace: float | None = None
 ) -> Job:
     """Ask to forget a service; a running one is refused unless `stop`. Its images stay."""
+    require_admin(actor, "delete a service")
     stop = validation.flag(stop, "stop")
     if service.has_process and not stop:
-        require_operator(actor)
         raise _service_running(
             service, "Stop it first, or delete it with the option to stop it (mhctl service delete --stop)."
         )
@@ -295,6 +301,8 @@ def _request(
         now = fresh.filter(pk=service.pk).first()
         if now is None:
             raise not_found("service", service.pk)
+        if kind in {JobKind.START, JobKind.RESTART}:
+            require_account(actor, now.user, now.group)
         if now.state not in KINDS[kind].allowed:
             active = Job.objects.active().filter(service=now).first()
             if active:

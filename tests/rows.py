@@ -1,25 +1,73 @@
 """Rows that several tests begin with, made by the operations themselves."""
 
+from datetime import UTC, datetime
+
+from django.contrib.auth.models import Group, User
+
+from images import operations as image_operations
+from images.models import Image
 from services import operations
-from services.models import Job, Node, Service
+from services.models import Job, Node, Service, new_id
 
 
-def made_service(name: str = "", argv: list[str] | None = None) -> Service:
+def member(role: str | None) -> User:
+    """Return a fresh user with a role, or with none."""
+    user = User.objects.create_user(f"{role or 'guest'}-{new_id()[:6]}")
+    if role:
+        user.groups.add(Group.objects.get(name=role))
+    return user
+
+
+def made_service(name: str = "", argv: list[str] | None = None, user: str = "root") -> Service:
     """Return a service whose start is still queued."""
     job = operations.request_create(
-        node=Node.objects.local(), argv=argv or ["/bin/true"], name=name, actor="root", source="manage"
+        node=Node.objects.local(),
+        argv=argv or ["/bin/true"],
+        name=name,
+        user=user,
+        actor="root",
+        source="manage",
     )
     assert job.service
     return job.service
 
 
-def running_service(name: str = "", pid: int = 4242) -> Service:
+def running_service(name: str = "", pid: int = 4242, user: str = "root") -> Service:
     """Return a service that runs, as far as the rows know."""
-    service = made_service(name)
+    service = made_service(name, user=user)
     job = taken(service.jobs.get())
     operations.succeed(job, service_state=None, result={}, statistics={}, pid=pid, supervisor_pid=pid - 1)
     service.refresh_from_db()
     return service
+
+
+def stopped_service(name: str = "", user: str = "root") -> Service:
+    """Return a service without a process, as far as the rows know."""
+    service = running_service(name, user=user)
+    job = taken(operations.request_stop(service, actor="root", source="manage"))
+    operations.succeed(job, service_state=None, result={}, statistics={})
+    service.refresh_from_db()
+    return service
+
+
+def recorded_image(service: Service, image_id: str = "") -> Image:
+    """Return the row of an image of a service; there are no files."""
+    return image_operations.record(
+        image_id=image_id or new_id(),
+        service_id=service.pk,
+        node=service.node,
+        comm="true",
+        path="/images/x",
+        size_bytes=10,
+        pages_bytes=5,
+        created_at=datetime.now(UTC),
+        leave_running=False,
+        criu_version="4.2.1",
+        kernel="6",
+        argv=service.argv,
+        statistics={},
+        manifest={},
+    )
 
 
 def taken(job: Job) -> Job:

@@ -24,7 +24,7 @@ from django.test.utils import CaptureQueriesContext
 from services import operations
 from services.authentication import issue, user_of
 from services.models import ApiToken, Job, Service
-from tests.rows import made_service, running_service, taken
+from tests.rows import made_service, member, running_service, taken
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -130,11 +130,11 @@ def test_who_is_not_known_or_not_allowed(api: Client) -> None:
     assert stranger.get(API + "services").status_code == 401
     wrong = Client(headers={"authorization": "Bearer wrong"}).get(API + "services")
     assert (wrong.status_code, code_of(wrong)) == (401, "not_allowed")
-    reader = Client(headers={"authorization": f"Bearer {issue(User.objects.create_user('reader'))}"})
+    reader = Client(headers={"authorization": f"Bearer {issue(member('viewer'))}"})
     assert reader.get(API + "services").status_code == 200
     refused = post(reader, "services/web/dump")
     assert (refused.status_code, code_of(refused)) == (403, "not_allowed")
-    User.objects.filter(username="reader").update(is_active=False)
+    User.objects.filter(username__startswith="viewer").update(is_active=False)
     assert reader.get(API + "services").status_code == 401
     elsewhere = api.get(API + "services", headers={"host": "evil.example"})
     assert (elsewhere.status_code, code_of(elsewhere)) == (400, "bad_input")

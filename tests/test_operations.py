@@ -17,12 +17,11 @@ from django.contrib.auth.models import User
 from django.db import IntegrityError, connection, transaction
 
 from images import operations as image_operations
-from images.models import Image
 from services import operations, progress
-from services.models import Job, Node, Service, new_id
+from services.models import Job, Node, Service
 from services.problems import Problem
 from services.states import JobState, ServiceState
-from tests.rows import made_service, running_service, taken
+from tests.rows import made_service, recorded_image, running_service, taken
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -49,25 +48,6 @@ def at_once(count: int, work: Callable[[], Any]) -> list[Any]:
     for thread in threads:
         thread.join()
     return answers
-
-
-def recorded_image(service: Service, image_id: str = "") -> Image:
-    return image_operations.record(
-        image_id=image_id or new_id(),
-        service_id=service.pk,
-        node=service.node,
-        comm="true",
-        path="/images/x",
-        size_bytes=10,
-        pages_bytes=5,
-        created_at=datetime.now(UTC),
-        leave_running=False,
-        criu_version="4.2.1",
-        kernel="6",
-        argv=service.argv,
-        statistics={},
-        manifest={},
-    )
 
 
 def test_a_dump_from_asking_to_its_end() -> None:
