@@ -84,10 +84,10 @@ class Front(_Async):
     """Headers for every answer; for the API also the size limit and JSON for every error."""
 
     async def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        auditing.address.set(request.META.get("REMOTE_ADDR") or "unix")
-        response = await self._answer(request)
-        if response.status_code == HTTPStatus.FORBIDDEN:
-            await in_thread(_record_refusal, request)
+        with auditing.asked_from(request.META.get("REMOTE_ADDR") or "unix"):
+            response = await self._answer(request)
+            if response.status_code == HTTPStatus.FORBIDDEN:
+                await in_thread(_record_refusal, request)
         if isinstance(response, HttpResponse) and not response.has_header("Content-Length"):
             response.headers["Content-Length"] = str(len(response.content))
         response.headers.setdefault("X-Content-Type-Options", "nosniff")

@@ -4,6 +4,8 @@ A job says what became of it in its events; this says that somebody asked, also 
 a service's environment, a name, a refusal.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -14,6 +16,16 @@ from services.models import AuditEvent, AuditOutcome
 
 address: ContextVar[str] = ContextVar("address", default="")
 """Where this request comes from: an IP address, "unix" for the node's own socket, "" for no request."""
+
+
+@contextmanager
+def asked_from(place: str) -> Iterator[None]:
+    """For the time of a `with`, say where the request comes from."""
+    before = address.set(place)
+    try:
+        yield
+    finally:
+        address.reset(before)
 
 
 def record_audit(

@@ -54,8 +54,8 @@ def bearer_token(request: HttpRequest) -> str:
 
 
 def caller(request: HttpRequest) -> AbstractBaseUser | AnonymousUser:
-    """Return whom TokenOrSession found."""
-    found = getattr(request, "auth", None)
+    """Return whom TokenOrSession found, or on a page who is logged in."""
+    found = getattr(request, "auth", None) or getattr(request, "user", None)
     return found if isinstance(found, AbstractBaseUser) else AnonymousUser()
 
 
@@ -75,16 +75,15 @@ class TokenOrSession(HttpBearer):
             raise not_allowed(
                 "The CSRF token is missing or wrong.", "Send the cookie's value as X-CSRFToken."
             )
-        await in_thread(require_viewer, user)
-        return user
+        return await in_thread(_viewer, request, user)
 
     async def authenticate(self, request: HttpRequest, token: str) -> Any:  # noqa: ARG002 (ninja's)
-        return await in_thread(_viewer_of, token)
+        return await in_thread(lambda: _viewer(request, user_of(token)))
 
 
-def _viewer_of(token: str) -> AbstractBaseUser | None:
-    """Return the user of a token. Raises Problem not_allowed when he has no role at all."""
-    user = user_of(token)
+def _viewer(request: HttpRequest, user: AbstractBaseUser | None) -> AbstractBaseUser | None:
+    """Return who asks. Raises Problem not_allowed when he has no role at all."""
     if user is not None:
+        request.auth = user  # type: ignore[attr-defined]  # ninja would set it too late for the record
         require_viewer(user)
     return user
