@@ -77,7 +77,7 @@ class TokenOrSession(HttpBearer):
             )
         return await in_thread(_viewer, request, user)
 
-    async def authenticate(self, request: HttpRequest, token: str) -> Any:  # noqa: ARG002 (ninja's)
+    async def authenticate(self, request: HttpRequest, token: str) -> Any:
         return await in_thread(lambda: _viewer(request, user_of(token)))
 
 

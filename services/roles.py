@@ -19,7 +19,10 @@ RESTORE_FOREIGN = "images.restore_foreign"
 VIEWER, OPERATOR, ADMIN = "viewer", "operator", "admin"
 
 _LOOKED_AT = (
-    *(f"services.view_{model}" for model in ("node", "service", "job", "jobevent", "auditevent")),
+    *(
+        f"services.view_{model}"
+        for model in ("node", "service", "job", "jobevent", "serviceevent", "auditevent")
+    ),
     "images.view_image",
 )
 # Whoever edits users can make a superuser of himself: the role admin is as strong as that.

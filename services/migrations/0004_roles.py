@@ -6,7 +6,7 @@ from django.db import migrations
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('services', '0002_audit_event'),
+        ('services', '0003_service_event'),
     ]
 
     operations = [
