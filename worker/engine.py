@@ -20,6 +20,9 @@ from worker.restoring import restore
 from worker.supervision import Running
 from worker.tools import Tools
 
+_FOR_A_TAKE_OVER = 5.0
+"""Seconds to wait for who gives the service a new supervisor, which takes a tenth of one."""
+
 
 class Ended(NamedTuple):
     """How a service ended: an exit code or a signal number, never both."""
@@ -49,7 +52,7 @@ class Engine:
         """
         folder = self.paths.runtime(service_id)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with locks.held(self.paths.job_lock(service_id)) as lock:
+        with locks.held(self.paths.job_lock(service_id), _FOR_A_TAKE_OVER) as lock:
             if lock is None:
                 raise JobFailed(
                     "service_busy",
