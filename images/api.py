@@ -15,7 +15,7 @@ from images.presenting import image_object
 from services.answers import JOB_RESPONSES, job_answer, source_of, wait_parameter
 from services.authentication import caller
 from services.models import Job
-from services.schemas import ErrorAnswer, Nothing, Rename
+from services.schemas import ErrorAnswer, Input, Nothing, Rename
 from services.threads import in_thread
 
 router = Router(tags=["images"])
@@ -42,6 +42,12 @@ class ImageAnswer(Schema):
     kernel: str
     args: list[str]
     statistics: dict[str, Any]
+
+
+class RestoreOptions(Input):
+    """accept_changed_files: also if files on the disk are not what the memory in the image believes."""
+
+    accept_changed_files: bool = False
 
 
 RESPONSES: dict[Any, Any] = {200: ImageAnswer, (404, 409, 422): ErrorAnswer}
@@ -82,10 +88,15 @@ async def delete_image(
 
 @router.post("/images/{reference}/restore", response=JOB_RESPONSES)
 async def restore_image(
-    request: HttpRequest, reference: str, body: Nothing | None = None, wait: float = wait_parameter()
+    request: HttpRequest, reference: str, body: RestoreOptions | None = None, wait: float = wait_parameter()
 ) -> HttpResponseBase:
-    """Bring the image's service back to where it was when it was dumped."""
-    return await _job(request, operations.request_restore, reference, wait)
+    """Bring the image's service back to where it was when it was dumped.
+
+    The job fails with the code files_changed when files on the disk have moved on since.
+    """
+    options = body or RestoreOptions()
+    operation = partial(operations.request_restore, accept_changed_files=options.accept_changed_files)
+    return await _job(request, operation, reference, wait)
 
 
 @router.post("/images/{reference}/verify", response=JOB_RESPONSES)

@@ -127,8 +127,11 @@ class Engine:
             preflight.check_room(self.paths.images, running.init.pid)
             return Dump(self.tools, service_id, image_id, running, account, leave_running, lock).run()
 
-    def restore(self, service_id: str, image_id: str) -> Running:
+    def restore(self, service_id: str, image_id: str, *, accept_changed_files: bool = False) -> Running:
         """Restore a service from an image.
+
+        Args:
+            accept_changed_files: also if files on the disk have moved on since.
 
         Raises:
             JobFailed: it was not restored; nothing of it runs, and the image is as good as before.
@@ -139,7 +142,14 @@ class Engine:
             preflight.check_mounts(facts)
             self.paths.empty_root.mkdir(mode=0o700, exist_ok=True)
             try:
-                running = restore(self.tools, service_id, image_id, facts, lock)
+                running = restore(
+                    self.tools,
+                    service_id,
+                    image_id,
+                    facts,
+                    lock,
+                    accept_changed_files=accept_changed_files,
+                )
             except BaseException:
                 # The service is what it was before; a last word that says "failed" would make it another.
                 self.paths.state(service_id).unlink(missing_ok=True)
