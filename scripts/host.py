@@ -18,6 +18,7 @@ MACHINES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
 OLDEST_PYTHON = (3, 11)
 
 RUNTIME_PACKAGES = (
+    "age",
     "ca-certificates",  # pip trusts this file on Debian
     "nftables",
     "passwd",
@@ -25,6 +26,7 @@ RUNTIME_PACKAGES = (
     "python3-venv",
     "redis-server",
     "util-linux",
+    "zstd",
 )
 TEST_PACKAGES = ("chromium", "curl", "git", "memcached", "nodejs", "postgresql", "procps")
 

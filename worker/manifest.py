@@ -92,7 +92,7 @@ def read(image: Path) -> dict[str, Any]:
         JobFailed: there is no such image, or its manifest is damaged.
     """
     try:
-        manifest = json.loads((image / NAME).read_bytes())
+        text = (image / NAME).read_bytes()
     except FileNotFoundError:
         if image.is_dir():
             raise damaged(image, [f"{NAME}: is missing"]) from None
@@ -101,7 +101,21 @@ def read(image: Path) -> dict[str, Any]:
             f"The image {image.name} is not in this node's pool.",
             "See `mhctl image list`; if it was removed by hand, delete it here too.",
         ) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise damaged(image, [f"{NAME}: {error}"]) from None
+    return parse(image, text)
+
+
+def parse(image: Path, text: bytes) -> dict[str, Any]:
+    """Return the manifest that `text` is; `image` is the folder that it is of, or will be.
+
+    Raises:
+        JobFailed: it is damaged, or newer than this code.
+    """
+    try:
+        manifest = json.loads(text, parse_constant=_no_number)
+        intact = isinstance(manifest, dict) and manifest == _summed(manifest)
+    except (ValueError, RecursionError) as error:
         raise damaged(image, [f"{NAME}: {error}"]) from None
     if not isinstance(manifest, dict):
         raise damaged(image, [f"{NAME}: is not an object"])
@@ -114,9 +128,13 @@ def read(image: Path) -> dict[str, Any]:
             f"The image {image.name} was made by a newer Miehistö (manifest {manifest['version']}).",
             "Restore it on a node with that version, or upgrade this one.",
         )
-    if manifest != _summed(manifest):
+    if not intact:
         raise damaged(image, [f"{NAME}: its content has changed"])
     return manifest
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no number")
 
 
 def faults(image: Path, manifest: dict[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _ID = re.compile(r"[0-9a-f]{32}\Z")
+_ARCHIVE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")
 
 
 class Paths(NamedTuple):
@@ -45,6 +46,15 @@ class Paths(NamedTuple):
         """Return the folder that an image is written to before it is sealed."""
         return self.images / f".partial-{checked_id(image_id)}"
 
+    def importing(self, image_id: str) -> Path:
+        """Return the folder that an image is imported to before it is sealed; an import goes on there."""
+        return self.images / f".import-{checked_id(image_id)}"
+
+    @property
+    def archives(self) -> Path:
+        """The folder of archives, the only one that jobs export to and import from. It is root's alone."""
+        return self.state_dir / "archives"
+
     def spec(self, service_id: str) -> Path:
         """Return the file that says what a service is."""
         return self.state_dir / "services" / checked_id(service_id) / "spec.json"
@@ -74,4 +84,15 @@ def checked_id(text: str) -> str:
     """
     if not _ID.match(text):
         raise ValueError(f"not an id: {text[:80]!r}")
+    return text
+
+
+def archive_name(text: str) -> str:
+    """Return `text` if it can be the name of a file in the folder of archives.
+
+    Raises:
+        ValueError: it is a path, hidden, too long or odd.
+    """
+    if not _ARCHIVE.match(text):
+        raise ValueError(f"not the name of an archive: {text[:80]!r}")
     return text

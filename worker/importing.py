@@ -1,0 +1,397 @@
+"""One import, from an archive to a sealed image. Knows nothing of jobs.
+
+An archive may come from anybody: nothing in it is believed but what its own manifest, which comes first,
+accounts for, and nothing is written but files that the manifest names, below one folder, as root's. The
+folder becomes an image by the code that seals a dump. What an import leaves that was killed goes on being
+filled by the next import of that image, file by file; any other failure leaves nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from worker import encryption, manifest, programs
+from worker.errors import JobFailed, describe
+from worker.exporting import ORIGIN, Progress
+from worker.paths import Paths, checked_id
+from worker.sums import GrowingSums
+from worker.tarstream import BadStream, Member, Reader
+
+_LARGEST_MANIFEST = 8 << 20  # of brackets alone it takes half a gigabyte of memory
+_LARGEST_ORIGIN = 64 << 10
+_MOST_FILES = 50_000
+_LONGEST_PART, _LONGEST_NAME = 255, 1024
+_LONGEST_WORD = 64  # a column's width
+_RESERVE = 16 << 20
+_KEPT_FOR = 24 * 3600.0
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_ABSENT = object()
+
+
+class Imported(NamedTuple):
+    """An image in the pool.
+
+    Attributes:
+        image_id: its id.
+        was_there: nothing was done, for this very image was in the pool.
+        resumed: the files that an earlier import had written already.
+    """
+
+    image_id: str
+    was_there: bool = False
+    resumed: int = 0
+
+
+class Import:
+    """One import in its steps.
+
+    Args:
+        paths: the node's folders.
+        archive: the file, in the folder of archives.
+        identity: the file of age's secret key, there too; None if there is none.
+        check: is given the manifest's spec and raises JobFailed for one that no service could have.
+        notes: what the manifest shall say of this import: by whom, when.
+        step: is told each step.
+    """
+
+    def __init__(
+        self,
+        paths: Paths,
+        archive: Path,
+        *,
+        identity: Path | None,
+        check: Callable[[dict[str, Any]], None],
+        notes: dict[str, Any],
+        step: Callable[[str], None],
+    ) -> None:
+        self._paths = paths
+        self._archive = archive
+        self._identity = identity
+        self._check = check
+        self._notes = notes
+        self._step = step
+        self._resumed = 0
+
+    def run(self) -> Imported:
+        """Import the archive.
+
+        Raises:
+            JobFailed: the archive is damaged or hostile, or there is no room; nothing of it is left.
+        """
+        file = _open(self._archive)
+        try:
+            row = encryption.to_read(os.pread(file, encryption.MAGIC_BYTES, 0), self._identity)
+            with programs.out_of(file, row) as running:
+                reader = Reader(running.end.read1)  # type: ignore[attr-defined]  # a BufferedReader
+                try:
+                    return self._read(reader, running)
+                except BadStream as bad:
+                    raise self._bad(str(bad), running.kill()) from None
+        finally:
+            os.close(file)
+
+    def _read(self, reader: Reader, running: programs.Row) -> Imported:
+        self._step("reading manifest")
+        facts = self._manifest(reader)
+        image_id = facts["image"]
+        final = self._paths.image(image_id)
+        if final.exists():
+            self._require_same(final, facts)
+            running.kill()
+            return Imported(image_id, was_there=True)
+        with _alone(self._paths.importing(image_id)) as folder:
+            try:
+                origin = self._fill(reader, folder, facts)
+                failures = running.finish()
+                if failures:
+                    raise self._bad("cannot be read to its end", failures)
+                self._step("sealing image")
+                said = {key: value for key, value in facts.items() if key not in ("version", "files", "sum")}
+                notes = {**self._notes, "archive": self._archive.name, "sum": facts["sum"], "from": origin}
+                with GrowingSums(folder) as sums:
+                    manifest.seal(folder, final, {**said, "origin": notes}, sums)
+            except (JobFailed, BadStream):
+                shutil.rmtree(folder)
+                raise
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    shutil.rmtree(folder)
+                raise
+        return Imported(image_id, resumed=self._resumed)
+
+    def _manifest(self, reader: Reader) -> dict[str, Any]:
+        member = reader.next()
+        if member is None or member.name != manifest.NAME:
+            raise BadStream(f"does not begin with {manifest.NAME}")
+        text = self._small(reader, member, _LARGEST_MANIFEST)
+        try:
+            facts = manifest.parse(self._archive, text)
+        except JobFailed as failure:
+            if failure.code != "image_damaged":
+                raise
+            raise self._bad("has a damaged manifest", failure.lines) from None
+        wrong = next(faults_of(facts), None)
+        if wrong:
+            raise BadStream(f"has a manifest in which {wrong}")
+        self._check(facts["spec"])
+        return facts
+
+    def _small(self, reader: Reader, member: Member, most: int) -> bytes:
+        if member.size > most:
+            raise BadStream(f"has {member.size} bytes of {member.name}")
+        return b"".join(reader.content())
+
+    def _require_same(self, final: Path, facts: dict[str, Any]) -> None:
+        present = manifest.read(final)
+        origin = present.get("origin")
+        sums = {present["sum"], origin.get("sum") if isinstance(origin, dict) else None}
+        if facts["sum"] not in sums:
+            raise JobFailed(
+                "image_exists",
+                f"Another image with the id {final.name} is in the pool.",
+                "Delete that one first, if the one in the archive shall take its place.",
+            )
+
+    def _fill(self, reader: Reader, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+        """Write the files of an image; return what the archive says of where it comes from."""
+        files = facts["files"]
+        _clear(folder, files)
+        missing = sum(
+            entry["size"] - min(entry["size"], _size(folder / name)) for name, entry in files.items()
+        )
+        room = os.statvfs(folder)
+        if missing + _RESERVE > room.f_bavail * room.f_frsize:
+            raise JobFailed(
+                "pool_full",
+                f"The image pool has no room for the {missing >> 20} MiB of this image.",
+                "Delete images that are no longer needed (mhctl image list), or enlarge its file system.",
+            )
+        progress = Progress(self._step, "writing files", sum(entry["size"] for entry in files.values()))
+        origin: dict[str, Any] = {}
+        expected = dict(files)
+        while (member := reader.next()) is not None:
+            if member.name == ORIGIN and len(expected) == len(files):
+                origin = _origin(self._small(reader, member, _LARGEST_ORIGIN))
+                continue
+            entry = expected.pop(member.name, None)
+            if entry is None:
+                again = "twice" if member.name in files else "which its manifest does not name"
+                raise BadStream(f"has {member.name[:200]!r}, {again}")
+            if member.size != entry["size"]:
+                raise BadStream(f"has {member.size} bytes of {member.name[:200]!r}, not {entry['size']}")
+            self._write(reader, folder / member.name, entry["sha256"], progress)
+        if expected:
+            raise BadStream(f"lacks {min(expected)[:200]!r}, which its manifest names")
+        return origin
+
+    def _write(self, reader: Reader, path: Path, sha256: str, progress: Progress) -> None:
+        if _size(path) and _digest(path) == sha256:
+            self._resumed += 1
+            for data in reader.content():
+                progress.add(len(data))
+            return
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = hashlib.sha256()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+            for data in reader.content():
+                found.update(data)
+                file.write(data)
+                progress.add(len(data))
+        if found.hexdigest() != sha256:
+            raise BadStream(f"has other bytes in {path.name[:200]!r} than its manifest says")
+
+    def _bad(self, what: str, lines: list[str]) -> JobFailed:
+        return JobFailed(
+            "archive_damaged",
+            f"The archive {self._archive.name} {what}.",
+            "Nothing of it was kept: fetch it again, from somebody you trust.",
+            lines,
+        )
+
+
+def faults_of(facts: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong in a manifest that a stranger has made, as the rest of "in which …".
+
+    Args:
+        facts: what `manifest.parse` returned.
+    """
+    if not _is_text(facts):
+        yield "there are texts that are none"
+        return
+    for key in ("image", "service"):
+        try:
+            checked_id(facts[key])
+        except ValueError:
+            yield f"{key} is no id"
+    yield from _faults_of_files(facts["files"])
+    if not all(
+        isinstance(mount, list)
+        and len(mount) == 2
+        and all(isinstance(path, str) and path.startswith("/") and "\0" not in path for path in mount)
+        for mount in facts["mounts"]
+    ):
+        yield "mounts are no pairs of absolute paths"
+    if facts["version"] < 1 or facts["pipe"] < 0 or isinstance(facts["pipe"], bool):
+        yield "version or pipe is no such number"
+    for key, kind in _OPTIONAL.items():
+        found = facts.get(key, _ABSENT)
+        if found is not _ABSENT and (
+            not isinstance(found, kind) or isinstance(found, bool) != (kind is bool)
+        ):
+            yield f"{key} is of the wrong type"
+        elif isinstance(found, str) and len(found) > _LONGEST_WORD:
+            yield f"{key} is too long"
+    created = facts.get("created", 0)
+    if isinstance(created, int | float) and not (math.isfinite(created) and 0 <= created < 2**33):
+        yield "created is no time"
+    pages = facts.get("pages_bytes", 0)
+    if isinstance(pages, int) and not 0 <= pages < 2**62:
+        yield "pages_bytes is no size"
+
+
+_OPTIONAL: dict[str, Any] = {
+    "created": int | float,
+    "leave_running": bool,
+    "criu": str,
+    "kernel": str,
+    "machine": str,
+    "comm": str,
+    "pages_bytes": int,
+}
+
+
+def _is_text(value: object) -> bool:
+    """Tell whether every text in a JSON value is one that a database and a kernel can hold."""
+    match value:
+        case dict():
+            return all(_is_text(key) and _is_text(item) for key, item in value.items())
+        case list():
+            return all(map(_is_text, value))
+        case str():
+            return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _faults_of_files(files: dict[str, Any]) -> Iterator[str]:
+    if not files or len(files) > _MOST_FILES:
+        yield f"{len(files)} files are named"
+    for name, entry in files.items():
+        if not is_plain_name(name) or name in (manifest.NAME, manifest.FIGURES, ORIGIN):
+            yield f"the name {name[:80]!r} stands"
+        elif any(str(parent) in files for parent in PurePosixPath(name).parents):
+            yield f"{name[:80]!r} lies in a file"
+        elif not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
+            yield f"{name[:80]!r} has no sum"
+        elif not _SHA256.match(entry["sha256"]) or type(entry.get("size")) is not int:
+            yield f"{name[:80]!r} has no sum or size"
+        elif not 0 <= entry["size"] < 2**62:
+            yield f"{name[:80]!r} has the size {entry['size']}"
+
+
+def is_plain_name(name: str) -> bool:
+    """Tell whether a file of this name lies below the folder that it is written to, wherever that is."""
+    parts = name.split("/")
+    return (
+        all(part not in ("", ".", "..") and len(os.fsencode(part)) <= _LONGEST_PART for part in parts)
+        and len(os.fsencode(name)) <= _LONGEST_NAME
+        and name.isprintable()
+    )
+
+
+def sweep(pool: Path) -> None:
+    """Remove what imports have left that were killed and that nobody has gone on with for a day."""
+    for folder in pool.glob(".import-*"):
+        try:
+            if time.time() - folder.stat().st_mtime > _KEPT_FOR:
+                with _alone(folder):
+                    shutil.rmtree(folder)
+        except (JobFailed, FileNotFoundError):
+            continue
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[Path]:
+    """Make the folder of an import, unless it is there, and hold it against other imports for the block."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.utime(descriptor)
+        yield folder
+    except BlockingIOError:
+        raise JobFailed(
+            "image_busy", "Another import works on this image.", "Wait for it (mhctl job list)."
+        ) from None
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    """Open a plain file of the folder of archives."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise JobFailed(
+            "archive_missing",
+            f"The archive cannot be opened: {describe(error)}.",
+            "Put it into the folder of archives; a link is not followed.",
+        ) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise JobFailed("archive_missing", f"{path} is no plain file.", "Give an archive.")
+    return descriptor
+
+
+def _origin(text: bytes) -> dict[str, Any]:
+    """Return the texts that an archive says of where it comes from; anything else in it is dropped."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadStream(f"has a damaged {ORIGIN}") from None
+    if not isinstance(found, dict):
+        raise BadStream(f"has a damaged {ORIGIN}")
+    return {
+        key: value[:200]
+        for key, value in list(found.items())[:20]
+        if isinstance(value, str) and key.isidentifier() and value.isprintable()
+    }
+
+
+def _clear(folder: Path, files: dict[str, Any]) -> None:
+    """Remove what another archive of this id has left; one of our own leaves nothing else."""
+    for parent, folders, names in os.walk(folder, topdown=False):
+        for name in names:
+            path = Path(parent, name)
+            if str(path.relative_to(folder)) not in files:
+                path.unlink()
+        for name in folders:
+            path = Path(parent, name)
+            if not any(path.iterdir()):
+                path.rmdir()
+
+
+def _size(path: Path) -> int:
+    try:
+        found = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
