@@ -8,13 +8,14 @@ from typing import Any
 
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from ninja import Router, Schema
+from pydantic import Field
 
-from images import operations
+from images import archives, operations
 from images.models import Image
 from images.presenting import image_object
 from services.answers import JOB_RESPONSES, job_answer, source_of, wait_parameter
 from services.authentication import caller
-from services.models import Job
+from services.models import Job, Node
 from services.schemas import ErrorAnswer, Input, Nothing, Rename
 from services.threads import in_thread
 
@@ -22,7 +23,10 @@ router = Router(tags=["images"])
 
 
 class ImageAnswer(Schema):
-    """page_size and size in bytes: memory pages, and all files. damage: what a verification found."""
+    """page_size and size in bytes: memory pages, and all files. damage: what a verification found.
+
+    origin: for an imported image, by whom, when and from where it came.
+    """
 
     object_id: str
     name: str
@@ -42,12 +46,30 @@ class ImageAnswer(Schema):
     kernel: str
     args: list[str]
     statistics: dict[str, Any]
+    origin: dict[str, Any] | None
 
 
-class RestoreOptions(Input):
-    """accept_changed_files: also if files on the disk are not what the memory in the image believes."""
+class ExportOptions(Input):
+    """file: its name in the folder of archives, "" for the image's id. recipients: age's; gpg_recipients:
+    GnuPG's; nobody for an archive that is not encrypted.
+    """
 
-    accept_changed_files: bool = False
+    file: str = ""
+    recipients: list[str] = Field(default_factory=list)
+    gpg_recipients: list[str] = Field(default_factory=list)
+
+
+class ImportOptions(Input):
+    """file: an archive's name in the folder of archives. identity: that of age's secret key, or ""."""
+
+    file: str
+    identity: str = ""
+
+
+class ArchivesAnswer(Schema):
+    """folder: where archives lie on this node; only its root may enter it."""
+
+    folder: str
 
 
 RESPONSES: dict[Any, Any] = {200: ImageAnswer, (404, 409, 422): ErrorAnswer}
@@ -88,15 +110,10 @@ async def delete_image(
 
 @router.post("/images/{reference}/restore", response=JOB_RESPONSES)
 async def restore_image(
-    request: HttpRequest, reference: str, body: RestoreOptions | None = None, wait: float = wait_parameter()
+    request: HttpRequest, reference: str, body: Nothing | None = None, wait: float = wait_parameter()
 ) -> HttpResponseBase:
-    """Bring the image's service back to where it was when it was dumped.
-
-    The job fails with the code files_changed when files on the disk have moved on since.
-    """
-    options = body or RestoreOptions()
-    operation = partial(operations.request_restore, accept_changed_files=options.accept_changed_files)
-    return await _job(request, operation, reference, wait)
+    """Bring the image's service back to where it was when it was dumped."""
+    return await _job(request, operations.request_restore, reference, wait)
 
 
 @router.post("/images/{reference}/verify", response=JOB_RESPONSES)
@@ -105,6 +122,35 @@ async def verify_image(
 ) -> HttpResponseBase:
     """Compare an image's files with its manifest."""
     return await _job(request, operations.request_verify, reference, wait)
+
+
+@router.post("/images/{reference}/export", response=JOB_RESPONSES)
+async def export_image(
+    request: HttpRequest, reference: str, body: ExportOptions | None = None, wait: float = wait_parameter()
+) -> HttpResponseBase:
+    """Write an archive of an image into the node's folder of archives; it is never served from here."""
+    options = (body or ExportOptions()).dict()
+    return await _job(request, partial(archives.request_export, **options), reference, wait)
+
+
+@router.post("/images", response=JOB_RESPONSES)
+async def import_image(
+    request: HttpRequest, body: ImportOptions, wait: float = wait_parameter()
+) -> HttpResponseBase:
+    """Make an image of an archive that root has put into the node's folder of archives."""
+    actor, source = caller(request), source_of(request)
+
+    def ask() -> Job:
+        node = Node.objects.local()
+        return archives.request_import(node=node, actor=actor, source=source, **body.dict())
+
+    return await job_answer(request, await in_thread(ask), wait)
+
+
+@router.get("/archives", response=ArchivesAnswer)
+async def show_archives(request: HttpRequest) -> HttpResponse:
+    """Tell where archives lie on this node."""
+    return JsonResponse({"folder": archives.folder()})
 
 
 def _find(reference: str) -> Image:

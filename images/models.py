@@ -1,7 +1,7 @@
 """Rows about images: what the worker read out of a sealed dump. Status is written by operations.py alone."""
 
 from enum import StrEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from django.db import models
 from django.db.models import Q
@@ -65,6 +65,16 @@ class Image(models.Model):
 
     def __str__(self) -> str:
         return self.name or self.id
+
+    @property
+    def origin(self) -> dict[str, Any] | None:
+        """By whom, when and from where an imported image came; None for one of this node's own dumps."""
+        found = (self.manifest or {}).get("origin")
+        return found if isinstance(found, dict) else None
+
+    @property
+    def is_foreign(self) -> bool:
+        return self.origin is not None
 
     @property
     def is_damaged(self) -> bool:

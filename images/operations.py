@@ -6,32 +6,35 @@ from typing import Any
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
+from images import origins
 from images.models import Image, ImageState
 from services import validation
 from services.actors import Actor, require_account, require_admin, require_operator
 from services.auditing import record_audit
 from services.models import Job, Node, Service
-from services.operations import adopt, name_taken, new_job, require_state
+from services.operations import name_taken, new_job, require_state
 from services.problems import Problem
 from services.references import not_found
 from services.states import JobKind, ServiceState
 
 
-def request_restore(image: Image, *, actor: Actor, source: str, accept_changed_files: bool = False) -> Job:
+def request_restore(image: Image, *, actor: Actor, source: str) -> Job:
     """Ask to bring the service of an image back to where it was, also one that was deleted since.
 
-    accept_changed_files: also if files on the disk are not what its memory believes; else the job fails then.
-    Raises Problem service_running, job_active, image_in_use, service_not_found (deleted, and the image's row
-    doesn't say what it was).
+    One that was imported is for those who have the right (images.restore_foreign).
+    Raises Problem service_running, job_active, image_in_use, service_differs, service_not_found (deleted, and
+    the image's row doesn't say what it was).
     """
-    accepted = validation.flag(accept_changed_files, "accept_changed_files")
     require_operator(actor)
     with transaction.atomic():
         current = _locked(image)
         _require_unused(current, {JobKind.DELETE_IMAGE})
         service = Service.objects.select_for_update().filter(pk=current.service_ref).first()
+        origins.require_trusted(current, actor)
         if service is None:
-            service = _service_again(current, actor)
+            service = origins.service_again(current, actor)
+            adopt_images(service)
+        origins.require_same(current, service)
         require_account(actor, service.user, service.group)
         active = Job.objects.active().filter(service=service).exists()
         if not active:  # with an active job, that job is the better answer: new_job names it
@@ -41,7 +44,6 @@ def request_restore(image: Image, *, actor: Actor, source: str, accept_changed_f
             node=current.node,
             service=service,
             image_id=current.pk,
-            options={"accept_changed_files": accepted},
             actor=actor,
             source=source,
         )
@@ -49,7 +51,7 @@ def request_restore(image: Image, *, actor: Actor, source: str, accept_changed_f
 
 def request_verify(image: Image, *, actor: Actor, source: str) -> Job:
     """Ask to compare an image's files with its manifest."""
-    return _request(JobKind.VERIFY_IMAGE, image, actor=actor, source=source, clash={JobKind.DELETE_IMAGE})
+    return request(JobKind.VERIFY_IMAGE, image, actor=actor, source=source, clash={JobKind.DELETE_IMAGE})
 
 
 def request_delete(image: Image, *, actor: Actor, source: str, force: bool = False) -> Job:
@@ -68,7 +70,7 @@ def request_delete(image: Image, *, actor: Actor, source: str, force: bool = Fal
             "Restore the service first, or delete the image with --force if it may be lost.",
             details={"service": service.pk},
         )
-    return _request(JobKind.DELETE_IMAGE, image, actor=actor, source=source, clash=set(JobKind))
+    return request(JobKind.DELETE_IMAGE, image, actor=actor, source=source, clash=set(JobKind))
 
 
 def rename(image: Image, name: str, actor: Actor, source: str = "") -> Image:
@@ -146,7 +148,16 @@ def mark_verified(image_id: str, damaged: list[str]) -> None:
     Image.objects.filter(pk=image_id).update(status=status, damage=damaged, verified_at=timezone.now())
 
 
-def _request(kind: JobKind, image: Image, *, actor: Actor, source: str, clash: set[JobKind]) -> Job:
+def request(
+    kind: JobKind,
+    image: Image,
+    *,
+    actor: Actor,
+    source: str,
+    clash: set[JobKind],
+    options: dict[str, Any] | None = None,
+) -> Job:
+    """Ask for a job on an image and no service. clash: kinds of jobs that must not work on it meanwhile."""
     require_operator(actor)
     with transaction.atomic():
         current = _locked(image)
@@ -156,6 +167,7 @@ def _request(kind: JobKind, image: Image, *, actor: Actor, source: str, clash: s
             node=current.node,
             image_id=current.pk,
             service_ref=current.service_ref,
+            options=options,
             actor=actor,
             source=source,
         )
@@ -164,22 +176,6 @@ def _request(kind: JobKind, image: Image, *, actor: Actor, source: str, clash: s
 def adopt_images(service: Service) -> None:
     """Give a service whose row was made again the images that it had."""
     Image.objects.filter(service_ref=service.pk, service=None).update(service=service)
-
-
-def _service_again(image: Image, actor: Actor) -> Service:
-    """Make the row of an image's deleted service once more; it is what this image says that it was."""
-    spec = (image.manifest or {}).get("spec") or {}
-    if not spec.get("argv"):
-        raise Problem(
-            "service_not_found",
-            f"The service of image {image} was deleted, and the image does not say what it was.",
-            "Create the service anew (mhctl service create).",
-            http_status=404,
-            details={"service": image.service_ref},
-        )
-    service = adopt(image.service_ref, node=image.node, spec=spec, state=ServiceState.DUMPED, actor=actor)
-    adopt_images(service)
-    return service
 
 
 def _locked(image: Image) -> Image:

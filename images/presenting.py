@@ -27,4 +27,5 @@ def image_object(image: Image) -> dict[str, Any]:
         "kernel": image.kernel,
         "args": image.argv,
         "statistics": image.statistics,
+        "origin": image.origin,
     }

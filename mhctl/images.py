@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mhctl.client import segment
 from mhctl.jobs import client_of, describe, make_job
-from mhctl.text import moment, put, put_json, size, table, value
+from mhctl.text import moment, plain, put, put_json, size, table, value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,6 +66,49 @@ def delete(parsed: Parsed) -> None:
     make_job(parsed, "DELETE", path_of(parsed), query=query, result=image_id)
 
 
+def export(parsed: Parsed) -> None:
+    """`mhctl image export`."""
+    import sys
+
+    from mhctl import archives
+
+    options = parsed.options
+    target = parsed.operands[1] if parsed.operands[1:] else ""
+    archives.check_target(target, as_json=options["json"], no_wait=options["no_wait"])
+    body = {"recipients": options["recipient"], "gpg_recipients": options["gpg_recipient"]}
+
+    def result(job: Json) -> str:
+        warning = (job.get("result") or {}).get("warning")
+        if warning:
+            sys.stderr.write(f"mhctl: warning: {plain(str(warning))}\n")
+        return archives.deliver(client_of(parsed), job, target)
+
+    make_job(parsed, "POST", path_of(parsed, "/export"), body=body, result=result)
+
+
+def import_image(parsed: Parsed) -> None:
+    """`mhctl image import`."""
+    import sys
+
+    from mhctl.archives import Staged
+
+    client, options = client_of(parsed), parsed.options
+    staged = Staged(client, str(client.call("GET", "archives").get("folder")))
+
+    def result(job: Json) -> str:
+        if (job.get("result") or {}).get("was_there"):
+            sys.stderr.write("mhctl: this image is in the pool already; nothing was changed\n")
+        return image_id(job)
+
+    def work() -> None:
+        body = {"file": staged.name_of(parsed.operands[0], no_wait=options["no_wait"])}
+        if options["identity"] is not None:
+            body["identity"] = staged.name_of(options["identity"], no_wait=options["no_wait"])
+        make_job(parsed, "POST", "images", body=body, result=result)
+
+    staged.during(work)
+
+
 def rename(parsed: Parsed) -> None:
     """`mhctl image rename`."""
     image = client_of(parsed).call("PATCH", path_of(parsed), body={"name": parsed.operands[1]})
@@ -80,5 +123,7 @@ VERBS: dict[str, Callable[[Parsed], None]] = {
     "show": show,
     "verify": verify,
     "delete": delete,
+    "export": export,
+    "import": import_image,
     "rename": rename,
 }

@@ -33,7 +33,7 @@ def make_job(
     """Asks for a job, waits for it unless --no-wait was given, and prints what the verb promises.
 
     Args:
-        result: makes the line to print from the succeeded job.
+        result: makes the line to print from the succeeded job; "" for none.
 
     Raises:
         MhctlError: the job was refused, failed, or is waited for no longer.
@@ -49,8 +49,9 @@ def make_job(
     if parsed.options["json"]:
         put_json(job)
     raise_unless_succeeded(job)
-    if not parsed.options["json"]:
-        put(result(job) + "\n")
+    line = result(job)
+    if line and not parsed.options["json"]:
+        put(line + "\n")
 
 
 def _print_queued(job: Json, parsed: Parsed) -> None:

@@ -55,8 +55,6 @@ def create(parsed: Parsed) -> None:
         body["env"] = env
     if options["bind"]:
         body["binds"] = [_checked_bind(bind) for bind in options["bind"]]
-    if options["data"]:
-        body["data"] = options["data"]
     if options["name"] is not None:
         body["name"] = options["name"]
     make_job(parsed, "POST", "services", body=body, result=service_id)
@@ -130,7 +128,7 @@ def restore(parsed: Parsed) -> None:
         parsed,
         "POST",
         f"images/{segment('image', image)}/restore",
-        body=given(accept_changed_files=parsed.options["accept_changed_files"]),
+        body={},
         result=lambda job: str(job.get("image")),
     )
 

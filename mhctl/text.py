@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 TYPE_CHECKING = False
@@ -65,8 +66,6 @@ def value(thing: object) -> str:
     if isinstance(thing, bool):
         return "yes" if thing else "no"
     if isinstance(thing, (dict, list)):
-        import json
-
         return json.dumps(thing, ensure_ascii=False)
     return plain(str(thing))
 
@@ -101,8 +100,6 @@ def put(text: str) -> None:
 
 def put_json(thing: Any) -> None:
     """Writes one JSON value to stdout."""
-    import json
-
     sys.stdout.write(json.dumps(thing, indent=2) + "\n")
 
 

@@ -28,10 +28,7 @@ api.add_router("", images)
 
 def problem_response(problem: Problem) -> HttpResponse:
     """Return the API's answer for a problem."""
-    response = JsonResponse(problem.as_dict(), status=problem.http_status)
-    if "retry_after" in problem.details:
-        response["Retry-After"] = str(problem.details["retry_after"])
-    return response
+    return JsonResponse(problem.as_dict(), status=problem.http_status)
 
 
 @api.exception_handler(Problem)

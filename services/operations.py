@@ -42,15 +42,13 @@ def request_create(
     env: dict[str, str] | None = None,
     name: str = "",
     binds: list[str] | None = None,
-    data: list[str] | None = None,
     actor: Actor,
     source: str,
 ) -> Job:
     """Make a service and ask for its first start.
 
     argv: the command and its arguments. user, group: names or numbers, "" for root and its group.
-    cwd: absolute. binds: extra SRC:DST[:ro]. data: files and folders
-    that must be at a restore what they were at the dump. source: web, api, mhctl, manage or agent.
+    cwd: absolute. binds: extra SRC:DST[:ro]. source: web, api, mhctl, manage or agent.
     Raises Problem bad_input, name_taken, not_allowed.
     """
     require_operator(actor)
@@ -74,7 +72,6 @@ def request_create(
         cwd=validation.folder(cwd or "/"),
         env=checked_env,
         binds=checked_binds,
-        data=validation.data_paths(data or [], "data"),
         created_at=now,
         changed_at=now,
         created_by=name_of(actor),
@@ -89,7 +86,13 @@ def request_create(
 
 
 def adopt(
-    service_id: str, *, node: Node, spec: dict[str, Any], state: ServiceState, actor: Actor = "rescan"
+    service_id: str,
+    *,
+    node: Node,
+    spec: dict[str, Any],
+    state: ServiceState,
+    actor: Actor = "rescan",
+    name: str = "",
 ) -> Service:
     """Make the row of a service that has none any more, or return the one that somebody made meanwhile.
 
@@ -97,6 +100,7 @@ def adopt(
     """
     now = timezone.now()
     fields = {
+        "name": name,
         "node": node,
         "argv": spec["argv"],
         "user": spec.get("user", ""),
@@ -104,7 +108,6 @@ def adopt(
         "cwd": spec.get("cwd") or "/",
         "env": spec.get("env", {}),
         "binds": spec.get("binds", []),
-        "data": spec.get("data", []),
         "status": state.value,
         "created_at": now,
         "changed_at": now,

@@ -13,9 +13,7 @@ class Input(Schema):
 
 
 class NewService(Input):
-    """args: command and arguments. user, group: names or numbers. cwd: absolute. binds: SRC:DST[:ro].
-    data: files and folders, as the service sees them, that a restore compares with what they were.
-    """
+    """args: command and arguments. user, group: names or numbers. cwd: absolute. binds: SRC:DST[:ro]."""
 
     args: list[str]
     user: str = "root"
@@ -24,7 +22,6 @@ class NewService(Input):
     env: dict[str, str] = Field(default_factory=dict)
     name: str = ""
     binds: list[str] = Field(default_factory=list)
-    data: list[str] = Field(default_factory=list)
 
 
 class Rename(Input):
@@ -86,7 +83,6 @@ class ServiceAnswer(Schema):
     cwd: str
     env: dict[str, str]
     binds: list[str]
-    data: list[str]
     exit_code: int | None
     exit_signal: int | None
     created: str

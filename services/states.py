@@ -43,6 +43,8 @@ class JobKind(StrEnum):
     DELETE_SERVICE = "delete_service"
     VERIFY_IMAGE = "verify_image"
     DELETE_IMAGE = "delete_image"
+    EXPORT_IMAGE = "export_image"
+    IMPORT_IMAGE = "import_image"
     CHECK = "check"
 
 
@@ -100,6 +102,8 @@ KINDS: Mapping[JobKind, Kind] = {
     JobKind.DELETE_SERVICE: Kind(SETTLED, S.STOPPING, None),
     JobKind.VERIFY_IMAGE: Kind(frozenset(), None, None),
     JobKind.DELETE_IMAGE: Kind(frozenset(), None, None),
+    JobKind.EXPORT_IMAGE: Kind(frozenset(), None, None),
+    JobKind.IMPORT_IMAGE: Kind(frozenset(), None, None),
     JobKind.CHECK: Kind(frozenset(), None, None),
 }
 

@@ -16,14 +16,12 @@ from typing import Any, NamedTuple
 
 import pycriu.rpc_pb2 as rpc
 
-from worker import connections, criu, files, manifest
-from worker.durable import write_json
-from worker.errors import JobFailed, describe
+from worker import connections, criu, manifest
+from worker.errors import JobFailed
 from worker.explaining import explained
 from worker.sums import GrowingSums
 from worker.supervision import Running
 from worker.tools import Tools
-from worker.trees import TreeRefused
 
 _LAST_BREATH = 1.0
 """Seconds after which a service that has not ended will not end because of a signal of CRIU's."""
@@ -65,9 +63,8 @@ class Dump:
         self.final = tools.paths.image(image_id)
         self.work = tools.work_folder(service_id)
         self.sums = GrowingSums(self.partial)
-        self.spec: dict[str, Any] = json.loads(tools.paths.spec(service_id).read_bytes())
         self.sealed: dict[str, Any] | None = None
-        self.sealing_failed: OSError | TreeRefused | None = None
+        self.sealing_failed: OSError | None = None
         self.sealing_seconds = 0.0
 
     def run(self) -> Dumped:
@@ -75,7 +72,7 @@ class Dump:
         try:
             with GrowingSums(self.partial) as self.sums:
                 answer = self._call()
-                if answer.success and self.leave_running and self.sealing_failed is None:
+                if answer.success and self.leave_running:
                     self._seal()
             if self.sealed is None or not answer.success:
                 raise self._failure()
@@ -117,7 +114,7 @@ class Dump:
                 opts.leave_running = self.leave_running
                 opts.unprivileged = self.account is not None
                 opts.external.extend(criu.external_for_dump(self.running.mounts))
-                opts.notify_scripts = True
+                opts.notify_scripts = not self.leave_running
                 return call.converse(
                     request, timeout=tools.timeout, on_notify=self._on_notify, subject=self.running.init
                 )
@@ -126,23 +123,10 @@ class Dump:
             os.chown(self.work, 0, 0)
 
     def _on_notify(self, stage: str) -> bool:
-        """Do what wants the service frozen, as CRIU holds it at its stage "post-dump"."""
+        """Seal the image while CRIU holds the service frozen (its stage "post-dump")."""
         if stage == "post-dump":
-            self._look_at_the_disk()
-            if not self.leave_running and self.sealing_failed is None:
-                self._seal()
+            self._seal()
         return self.sealing_failed is None
-
-    def _look_at_the_disk(self) -> None:
-        """Record what of the disk the memory believes, at the moment that the memory is of."""
-        running = self.running
-        try:
-            found = files.record(
-                running.init.pid, self.spec.get("data", []), running.mounts, runs_on=self.leave_running
-            )
-            write_json(self.partial / files.NAME, found, durable=False)
-        except (OSError, TreeRefused) as error:
-            self.sealing_failed = error
 
     def _seal(self) -> None:
         self.tools.step("sealing image")
@@ -151,7 +135,7 @@ class Dump:
         facts = {
             "image": self.image_id,
             "service": self.service_id,
-            "spec": self.spec,
+            "spec": json.loads(self.tools.paths.spec(self.service_id).read_bytes()),
             "created": time.time(),
             "leave_running": self.leave_running,
             "criu": _version(self.tools.criu, Path(self.tools.criu).stat().st_mtime_ns),
@@ -170,15 +154,9 @@ class Dump:
 
     def _failure(self) -> JobFailed:
         if self.sealing_failed is not None:
-            if isinstance(self.sealing_failed, TreeRefused):
-                return JobFailed(
-                    "data_refused",
-                    f"The service's data could not be looked at: {self.sealing_failed}",
-                    "Declare its data anew (--data, --carry); the service runs as before.",
-                )
             return JobFailed(
                 "pool_full" if self.sealing_failed.errno == errno.ENOSPC else "sealing_failed",
-                f"The image could not be sealed: {describe(self.sealing_failed)}.",
+                f"The image could not be sealed: {self.sealing_failed.strerror}.",
                 "Make room in the pool (mhctl image list), or look at its disk; the service runs as before.",
             )
         return explained("dump", self.partial, self.work / "dump.log")

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from worker import connections, locks, manifest, preflight, supervision
+from worker import connections, encryption, exporting, importing, locks, manifest, preflight, supervision
 from worker.dumping import Dump, Dumped
 from worker.durable import write_json
 from worker.errors import JobFailed
+from worker.paths import archive_name
 from worker.restoring import restore
 from worker.supervision import Running
 from worker.tools import Tools
-
-_FOR_A_TAKE_OVER = 5.0
-"""Seconds to wait for who gives the service a new supervisor, which takes a tenth of one."""
 
 
 class Ended(NamedTuple):
@@ -52,7 +50,7 @@ class Engine:
         """
         folder = self.paths.runtime(service_id)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with locks.held(self.paths.job_lock(service_id), _FOR_A_TAKE_OVER) as lock:
+        with locks.held(self.paths.job_lock(service_id)) as lock:
             if lock is None:
                 raise JobFailed(
                     "service_busy",
@@ -127,11 +125,8 @@ class Engine:
             preflight.check_room(self.paths.images, running.init.pid)
             return Dump(self.tools, service_id, image_id, running, account, leave_running, lock).run()
 
-    def restore(self, service_id: str, image_id: str, *, accept_changed_files: bool = False) -> Running:
+    def restore(self, service_id: str, image_id: str) -> Running:
         """Restore a service from an image.
-
-        Args:
-            accept_changed_files: also if files on the disk have moved on since.
 
         Raises:
             JobFailed: it was not restored; nothing of it runs, and the image is as good as before.
@@ -142,14 +137,7 @@ class Engine:
             preflight.check_mounts(facts)
             self.paths.empty_root.mkdir(mode=0o700, exist_ok=True)
             try:
-                running = restore(
-                    self.tools,
-                    service_id,
-                    image_id,
-                    facts,
-                    lock,
-                    accept_changed_files=accept_changed_files,
-                )
+                running = restore(self.tools, service_id, image_id, facts, lock)
             except BaseException:
                 # The service is what it was before; a last word that says "failed" would make it another.
                 self.paths.state(service_id).unlink(missing_ok=True)
@@ -183,6 +171,61 @@ class Engine:
         faults += [] if faults else manifest.changed(image, facts, manifest.large_files(facts))
         if faults:
             raise manifest.damaged(image, faults)
+
+    def export_image(
+        self,
+        image_id: str,
+        file: str,
+        *,
+        recipients: Sequence[str],
+        gpg_recipients: Sequence[str],
+        origin: dict[str, Any],
+    ) -> exporting.Exported:
+        """Write an archive of an image into the folder of archives.
+
+        Args:
+            file: its name there; "" for the image's id.
+            recipients, gpg_recipients, origin: as for `exporting.export`.
+
+        Raises:
+            JobFailed: it could not be written; nothing of it is left.
+        """
+        name = file or image_id + encryption.suffix(recipients, gpg_recipients)
+        return exporting.export(
+            self.paths.image(image_id),
+            self.paths.archives / archive_name(name),
+            origin=origin,
+            recipients=recipients,
+            gpg_recipients=gpg_recipients,
+            step=self.step,
+        )
+
+    def import_image(
+        self,
+        file: str,
+        *,
+        identity: str,
+        check: Callable[[dict[str, Any]], None],
+        notes: dict[str, Any],
+    ) -> importing.Imported:
+        """Make an image of an archive that lies in the folder of archives.
+
+        Args:
+            file: its name there. identity: the name, there too, of the file with age's key, or "".
+            check, notes: as for `importing.Import`.
+
+        Raises:
+            JobFailed: it could not be imported; nothing of it is left.
+        """
+        folder = self.paths.archives
+        return importing.Import(
+            self.paths,
+            folder / archive_name(file),
+            identity=folder / archive_name(identity) if identity else None,
+            check=check,
+            notes=notes,
+            step=self.step,
+        ).run()
 
     def delete_image(self, image_id: str) -> None:
         """Delete an image, and the firewall rules that kept its clients' connections for it."""

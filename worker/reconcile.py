@@ -30,8 +30,10 @@ _LAST_WORD_WITHIN = 0.5
 """Seconds that a supervisor may take to write how its service ended."""
 
 
-_UNWATCHED = "Its supervisor was killed, and another one is about to take over."
-_ADOPTED = "Its supervisor was killed, and another one has taken over."
+_UNWATCHED = (
+    "Its supervisor was killed: what it prints is lost, and how it ends will not be known."
+    " Dump and restore it to give it another."
+)
 
 
 class Truth(NamedTuple):
@@ -52,11 +54,10 @@ class Truth(NamedTuple):
 def truth(paths: Paths, service_id: str) -> Truth | None:
     """Return what the process table and the supervisor's last word say; None if they say nothing."""
     running = supervision.running(paths, service_id)
+    if running is not None and running.runmh.alive():
+        return Truth(ServiceState.RUNNING, running.shown_pid, running.runmh.pid)
     if running is not None:
-        watched = running.runmh.alive()
-        reason = (_ADOPTED if running.adopted else "") if watched else _UNWATCHED
-        supervisor = running.runmh.pid if watched else None
-        return Truth(ServiceState.RUNNING, running.shown_pid, supervisor, reason=reason)
+        return Truth(ServiceState.RUNNING, running.shown_pid, reason=_UNWATCHED)
     state = supervision.read_state(paths, service_id)
     if state.get("phase") == "running":
         # The service has just ended and its supervisor is about to say how.
@@ -65,24 +66,15 @@ def truth(paths: Paths, service_id: str) -> Truth | None:
     match state.get("phase"):
         case "ended":
             ended = Ended(state.get("exit_code"), state.get("exit_signal"))
-            return Truth(ServiceState.EXITED, None, None, *ended, reason=_how(state, ended))
-        case "running" | "starting" | "restoring" if not Process(*state["runmh"]).alive():
-            if not state.get("init"):
-                return Truth(ServiceState.FAILED, reason="Its supervisor was killed before it had begun.")
+            reason = f"It ended by itself ({describe(ended)})."
+            return Truth(ServiceState.EXITED, None, None, *ended, reason=reason)
+        case "running":
             return Truth(
                 ServiceState.EXITED, reason="It ended, and its supervisor with it: no exit status is known."
             )
         case "failed":
             return Truth(ServiceState.FAILED, reason=str(state.get("error", {}).get("message", "")))
     return None
-
-
-def _how(state: dict[str, Any], ended: Ended) -> str:
-    if ended == (None, None):
-        return "It ended unseen after its supervisor had been killed: no exit status is known."
-    if state.get("whole"):
-        return f"Its init was {describe(ended)}, and with it all of its processes."
-    return f"It ended by itself ({describe(ended)})."
 
 
 def identity(node: str) -> str:
@@ -149,6 +141,8 @@ def _settle(paths: Paths, job: Job) -> None:
     image = record_image(paths, job.image_id, job.node) if job.kind == JobKind.DUMP else False
     if job.kind == JobKind.DUMP and not image:
         manifest.remove(paths.partial_image(job.image_id))
+    if job.kind == JobKind.IMPORT_IMAGE:
+        _record_missing_images(paths, job.node)
     found = _truth_after_loss(paths, job, dumped=image) if job.service_ref else None
     said = f"at the step {job.step!r}" if job.step else "before its first step"
     outcome = (
@@ -208,9 +202,26 @@ def record_image(paths: Paths, image_id: str, node: Node) -> bool:
         kernel=str(facts.get("kernel", "")),
         argv=list(facts["spec"].get("argv", [])),
         statistics=manifest.figures(path),
-        manifest={name: facts.get(name) for name in ("version", "mounts", "machine", "spec")},
+        manifest={name: facts.get(name) for name in ("version", "mounts", "machine", "spec", "origin")},
     )
     return True
+
+
+def _images(paths: Paths, node: Node) -> tuple[set[str], set[str]]:
+    """Return the ids of the images on the disk, and of those that have a row."""
+    on_disk = {path.parent.name for path in paths.images.glob(f"[0-9a-f]*/{manifest.NAME}")}
+    return on_disk, set(Image.objects.filter(node=node).values_list("pk", flat=True))
+
+
+def _record_missing_images(paths: Paths, node: Node) -> list[str]:
+    """Make the rows of images that have none; returns a line an image."""
+    on_disk, known = _images(paths, node)
+    return [
+        f"image {image_id}: made its row from its manifest"
+        if record_image(paths, image_id, node)
+        else f"image {image_id}: its manifest is damaged, no row was made"
+        for image_id in sorted(on_disk - known)
+    ]
 
 
 def rescan(paths: Paths, node: Node) -> list[str]:
@@ -220,8 +231,7 @@ def rescan(paths: Paths, node: Node) -> list[str]:
         A line a change.
     """
     changes = []
-    on_disk = {path.parent.name for path in paths.images.glob(f"[0-9a-f]*/{manifest.NAME}")}
-    known = set(Image.objects.filter(node=node).values_list("pk", flat=True))
+    on_disk, known = _images(paths, node)
     present = {path.parent.name for path in (paths.state_dir / "services").glob("*/spec.json")}
     for service_id in sorted(present):
         if not Service.objects.filter(pk=service_id).exists():
@@ -233,11 +243,7 @@ def rescan(paths: Paths, node: Node) -> list[str]:
             if found is not None:
                 operations.observe(service_id, state=found.state, **found.extras())
             changes.append(f"service {service_id}: made its row from its spec")
-    for image_id in sorted(on_disk - known):
-        if record_image(paths, image_id, node):
-            changes.append(f"image {image_id}: made its row from its manifest")
-        else:
-            changes.append(f"image {image_id}: its manifest is damaged, no row was made")
+    changes += _record_missing_images(paths, node)
     for image_id in sorted(known - on_disk):
         images.forget(image_id)
         changes.append(f"image {image_id}: dropped its row, it is not in the pool")

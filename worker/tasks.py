@@ -13,10 +13,14 @@ from typing import Any, NamedTuple
 from celery import shared_task
 from celery.signals import worker_process_init
 from django.conf import settings
+from django.utils import timezone
 
 from images import operations as images
+from images import origins
+from images.models import Image
 from services import operations
 from services.models import Job
+from services.problems import Problem
 from services.states import JobKind, ServiceState
 from services.writing import Steps, surely
 from worker import agent as agent  # noqa: PLC0414 - its import adds the agent to the worker that runs this
@@ -31,6 +35,11 @@ from worker.tools import Tools
 log = logging.getLogger(__name__)
 
 DEFAULT_GRACE = 10.0
+
+_MEMORY_IS_IN_IT = (
+    "The archive holds the memory of the service's programs, passwords and keys included: whoever can read it"
+    " has them."
+)
 
 
 class Outcome(NamedTuple):
@@ -165,7 +174,6 @@ def _spec(job: Job) -> dict[str, Any]:
         "cwd": service.cwd,
         "env": service.env,
         "binds": service.binds,
-        "data": service.data,
     }
 
 
@@ -198,8 +206,7 @@ def _dump(job: Job, engine: Engine) -> Outcome:
 
 def _restore(job: Job, engine: Engine) -> Outcome:
     engine.take_back(job.service_ref, _spec(job))
-    accepted = bool(job.options.get("accept_changed_files"))
-    running = engine.restore(job.service_ref, job.image_id, accept_changed_files=accepted)
+    running = engine.restore(job.service_ref, job.image_id)
     return Outcome(
         _alive(running), {"image": job.image_id, "service": job.service_ref, "pid": running.shown_pid}
     )
@@ -229,6 +236,49 @@ def _delete_image(job: Job, engine: Engine) -> Outcome:
     return Outcome(None, {"image": job.image_id})
 
 
+def _export_image(job: Job, engine: Engine) -> Outcome:
+    image = Image.objects.select_related("service").get(pk=job.image_id)
+    written = engine.export_image(
+        job.image_id,
+        str(job.options.get("file", "")),
+        recipients=job.options.get("recipients", []),
+        gpg_recipients=job.options.get("gpg_recipients", []),
+        origin={
+            "node": job.node.name,
+            "exported_by": job.requested_by,
+            "exported": timezone.now().isoformat(),
+            "service_name": image.service.name if image.service else "",
+            "image_name": image.name,
+        },
+    )
+    result = {"image": job.image_id, "path": str(written.path), "size": written.size}
+    return Outcome(None, {**result, "warning": _MEMORY_IS_IN_IT})
+
+
+def _import_image(job: Job, engine: Engine) -> Outcome:
+    done = engine.import_image(
+        str(job.options.get("file", "")),
+        identity=str(job.options.get("identity", "")),
+        check=_require_sound_spec,
+        notes={"imported_by": job.requested_by, "imported": timezone.now().isoformat()},
+    )
+    surely(lambda: reconcile.record_image(paths(), done.image_id, job.node))
+    result = {**done._asdict(), "image": done.image_id, "path": str(paths().image(done.image_id))}
+    return Outcome(None, result)
+
+
+def _require_sound_spec(spec: dict[str, Any]) -> None:
+    """Refuse what an archive says of a service if nobody could have created it here."""
+    try:
+        origins.check_spec(spec)
+    except Problem as problem:
+        raise JobFailed(
+            "archive_damaged",
+            f"The archive's service cannot be one. {problem.message}",
+            "Nothing of it was kept: fetch it again, from somebody you trust.",
+        ) from None
+
+
 def _check(_job: Job, engine: Engine) -> Outcome:
     engine.step("looking at the host")
     found = host.check(engine.paths, engine.tools.criu, engine.tools.tini)
@@ -245,5 +295,7 @@ _HANDLERS: dict[JobKind, Callable[[Job, Engine], Outcome]] = {
     JobKind.DELETE_SERVICE: _delete_service,
     JobKind.VERIFY_IMAGE: _verify_image,
     JobKind.DELETE_IMAGE: _delete_image,
+    JobKind.EXPORT_IMAGE: _export_image,
+    JobKind.IMPORT_IMAGE: _import_image,
     JobKind.CHECK: _check,
 }

@@ -1,0 +1,89 @@
+"""What an image says of its service, and how far that is believed when the image was imported.
+
+It asks for no job.
+"""
+
+from functools import partial
+from typing import Any
+
+from django.db import IntegrityError, transaction
+
+from images.models import Image
+from services import validation
+from services.actors import Actor, require
+from services.models import Service
+from services.operations import adopt
+from services.problems import Problem
+from services.roles import ADMIN, RESTORE_FOREIGN
+from services.states import ServiceState
+
+_SPEC = ("argv", "user", "group", "cwd", "env", "binds")
+
+
+def check_spec(spec: dict[str, Any]) -> None:
+    """Raise Problem bad_input for what an image says of its service if nobody could have created it here."""
+    argv = validation.command(spec.get("argv"))
+    env = validation.environment(spec.get("env", {}))
+    validation.command_size(argv, env)
+    validation.account(spec.get("user", ""), "user")
+    validation.account(spec.get("group", ""), "group")
+    validation.folder(spec.get("cwd") or "/")
+    validation.binds(spec.get("binds", []))
+
+
+def require_trusted(image: Image, actor: Actor) -> None:
+    """Raise Problem not_allowed unless `actor` may restore the image: a foreign one runs as root whatever is
+    in it, and nobody on this node has seen that run.
+    """
+    if image.is_foreign:
+        require(actor, RESTORE_FOREIGN, "restore an image that was imported", ADMIN)
+
+
+def require_same(image: Image, service: Service) -> None:
+    """Raise Problem service_differs when a foreign image claims a service that is another one here."""
+    if not image.is_foreign:
+        return
+    spec = (image.manifest or {}).get("spec") or {}
+    same = all(spec.get(key) == getattr(service, key) for key in _SPEC)
+    if service.node_id != image.node_id or not same:
+        raise Problem(
+            "service_differs",
+            f"The image says that it is of service {service}, which is another one here.",
+            "Delete that service first if the image's shall take its place.",
+            details={"service": service.pk},
+        )
+
+
+def service_again(image: Image, actor: Actor) -> Service:
+    """Make the row of a service that this node doesn't have (any more); it is what the image says.
+
+    It has the name that it had where the image comes from, with a number behind it if that is taken.
+    Raises Problem service_not_found when the image doesn't say.
+    """
+    spec = (image.manifest or {}).get("spec") or {}
+    if not spec.get("argv"):
+        raise Problem(
+            "service_not_found",
+            f"The service of image {image} was deleted, and the image does not say what it was.",
+            "Create the service anew (mhctl service create).",
+            http_status=404,
+            details={"service": image.service_ref},
+        )
+    again = partial(
+        adopt, image.service_ref, node=image.node, spec=spec, state=ServiceState.DUMPED, actor=actor
+    )
+    try:
+        with transaction.atomic():
+            return again(name=_free_name(image))
+    except IntegrityError:  # the name was taken a moment ago
+        return again()
+
+
+def _free_name(image: Image) -> str:
+    wanted = str((image.origin or {}).get("from", {}).get("service_name", ""))
+    try:
+        candidates = [validation.name(name) for name in (wanted, *(f"{wanted}-{n}" for n in range(2, 100)))]
+    except Problem:
+        return ""
+    taken = set(Service.objects.filter(node=image.node, name__in=candidates).values_list("name", flat=True))
+    return next((name for name in candidates if wanted and name not in taken), "")

@@ -1,0 +1,112 @@
+"""An image that came from elsewhere: who may restore it, and what becomes of the service that it tells of."""
+
+from typing import Any
+
+import pytest
+
+from images import archives, operations
+from images.models import Image
+from services.models import AuditEvent, Job, Node, Service, new_id
+from services.problems import Problem
+from tests.rows import made_service, member, recorded_image
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+SPEC: dict[str, Any] = {
+    "argv": ["/bin/true"],
+    "user": "nobody",
+    "group": "",
+    "cwd": "/",
+    "env": {},
+    "binds": [],
+}
+
+
+def imported(name: str = "shop", service_id: str = "", spec: dict[str, Any] | None = None) -> Image:
+    """Return the row of an image as an import leaves it."""
+    image = recorded_image(Service(id=service_id or new_id(), node=Node.objects.local()))
+    image.manifest = {
+        "spec": spec or SPEC,
+        "origin": {"imported_by": "root", "from": {"service_name": name}},
+    }
+    image.save()
+    return image
+
+
+def refusal(image: Image, actor: Any) -> Problem:
+    with pytest.raises(Problem) as caught:
+        operations.request_restore(image, actor=actor, source="api")
+    return caught.value
+
+
+def test_only_an_admin_restores_what_was_imported() -> None:
+    image = imported()
+    for role in ("viewer", "operator"):
+        assert refusal(image, member(role)).code == "not_allowed"
+    assert Service.objects.count() == Job.objects.count() == 0
+    job = operations.request_restore(image, actor=member("admin"), source="api")
+    assert job.service and (job.service.name, job.service.argv) == ("shop", SPEC["argv"])
+
+
+def test_an_operator_restores_what_was_dumped_here() -> None:
+    image = imported()
+    image.manifest = {"spec": SPEC}
+    image.save()
+    assert operations.request_restore(image, actor=member("operator"), source="api")
+
+
+def test_a_name_that_is_taken_gets_a_number() -> None:
+    made_service("shop")
+    made_service("shop-2")
+    job = operations.request_restore(imported(), actor="root", source="manage")
+    assert job.service and job.service.name == "shop-3"
+
+
+@pytest.mark.parametrize("name", ["", "../etc", "a" * 64, "x\n"])
+def test_a_name_that_is_none_is_left_away(name: str) -> None:
+    job = operations.request_restore(imported(name), actor="root", source="manage")
+    assert job.service and job.service.name == ""
+
+
+def test_an_image_that_claims_to_be_of_another_service_here() -> None:
+    """Its row would show one command, and another would run."""
+    service = made_service("bank", argv=["/bin/bank"])
+    assert refusal(imported(service_id=service.pk), "root").code == "service_differs"
+
+
+def test_an_export_and_an_import_are_asked_for_by_operators_and_are_on_the_record() -> None:
+    image = recorded_image(made_service())
+    with pytest.raises(Problem):
+        archives.request_export(image, actor=member("viewer"), source="api")
+    with pytest.raises(Problem):
+        archives.request_import(node=image.node, file="x", actor=member("viewer"), source="api")
+    operator = member("operator")
+    exported = archives.request_export(image, recipients=["age1x"], actor=operator, source="api")
+    asked = archives.request_import(node=image.node, file="x.tar.zst", actor=operator, source="api")
+    rows = AuditEvent.objects.filter(actor=operator.username).values_list(
+        "action", "target_kind", "target_id"
+    )
+    assert list(rows) == [
+        ("import_image", "node", image.node.name),
+        ("export_image", "image", image.pk),
+    ]
+    assert (exported.image_id, asked.image_id) == (image.pk, "")
+    with pytest.raises(Problem) as caught:
+        operations.request_delete(image, actor="root", source="manage", force=True)
+    assert caught.value.code == "image_in_use"
+
+
+@pytest.mark.parametrize(
+    "file", ["", "../x", "/etc/shadow", "a/b", ".hidden", "-x", "x\0", "x" * 300, "ä", "x\n"]
+)
+def test_a_path_is_no_name_of_an_archive(file: str) -> None:
+    image = recorded_image(made_service())
+    node = image.node
+    with pytest.raises(Problem) as caught:
+        archives.request_import(node=node, file=file, actor="root", source="manage")
+    assert caught.value.code == "bad_input"
+    if file:
+        with pytest.raises(Problem):
+            archives.request_import(node=node, file="x", identity=file, actor="root", source="manage")
+        with pytest.raises(Problem):
+            archives.request_export(image, file=file, actor="root", source="manage")
