@@ -83,6 +83,15 @@ TIMEOUT = Option("--timeout", "SECONDS", "give up waiting after so long; the job
 WAITING = (NO_WAIT, TIMEOUT)
 GRACE = Option("--grace", "SECONDS", "time between SIGTERM and SIGKILL", number=True)
 
+PID = Option("-t --pid", "PID", "the service with this process")
+DUMPING = (
+    Option("--tcp-close", "", "drop open TCP connections instead of keeping them"),
+    Option("--tcp-skip-in-flight", "", "leave out connections that were not accepted yet"),
+    Option("--ghost-limit", "BYTES", "take deleted open files up to this size", number=True),
+    Option("--force-irmap", "DIR", "search this folder for files that are watched", many=True),
+    Option("--freeze-timeout", "SECONDS", "give up if the processes do not freeze", number=True),
+)
+
 CREATE = Verb(
     "create",
     "COMMAND",
@@ -110,8 +119,17 @@ NOUNS: dict[str, list[Verb]] = {
             "dump",
             "[SERVICE]",
             "dump a running service into an image; prints the image's folder",
-            Option("-t --pid", "PID", "the service with this process"),
+            PID,
             Option("--leave-running", "", "let the service run on"),
+            *DUMPING,
+            *WAITING,
+        ),
+        Verb(
+            "check",
+            "[SERVICE]",
+            "could this be dumped now, and how; freezes nothing",
+            PID,
+            *DUMPING,
             *WAITING,
         ),
         Verb(

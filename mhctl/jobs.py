@@ -41,7 +41,7 @@ def make_job(
     client = client_of(parsed)
     if parsed.options["no_wait"]:
         job = client.call(method, path, query=query, body=body)
-        _print_queued(job, parsed)
+        print_queued(job, parsed)
         return
     from mhctl.waiting import Wait
 
@@ -54,7 +54,8 @@ def make_job(
         put(line + "\n")
 
 
-def _print_queued(job: Json, parsed: Parsed) -> None:
+def print_queued(job: Json, parsed: Parsed) -> None:
+    """What --no-wait prints."""
     if job.get("warning"):
         import sys
 
@@ -182,7 +183,7 @@ def check(parsed: Parsed) -> None:
     """`mhctl check`: one line a capability, exit code 1 when a needed one is missing."""
     client = client_of(parsed)
     if parsed.options["no_wait"]:
-        _print_queued(client.call("POST", "check"), parsed)
+        print_queued(client.call("POST", "check"), parsed)
         return
     from mhctl.waiting import Wait
 

@@ -103,22 +103,48 @@ def show(parsed: Parsed) -> None:
 
 def dump(parsed: Parsed) -> None:
     """`mhctl service dump (-t PID | SERVICE)`."""
+    _service_or_pid(parsed)
+    make_job(
+        parsed,
+        "POST",
+        path_of(parsed, "/dump"),
+        body=given(leave_running=parsed.options["leave_running"]) | dump_options(parsed),
+        result=lambda job: str((job.get("result") or {}).get("path") or job.get("image")),
+    )
+
+
+def check(parsed: Parsed) -> None:
+    """`mhctl service check (-t PID | SERVICE)`."""
+    from mhctl.looking import check_service
+
+    _service_or_pid(parsed)
+    check_service(parsed, path_of(parsed, "/check"), dump_options(parsed))
+
+
+def dump_options(parsed: Parsed) -> Json:
+    """The options of a dump as the API has them."""
+    options = parsed.options
+    return given(
+        tcp_close=options["tcp_close"],
+        tcp_skip_in_flight=options["tcp_skip_in_flight"],
+        ghost_limit=options["ghost_limit"],
+        force_irmap=options["force_irmap"] or None,
+        freeze_timeout=options["freeze_timeout"],
+    )
+
+
+def _service_or_pid(parsed: Parsed) -> None:
+    """Makes an operand of -t PID."""
     pid = parsed.options["pid"]
     if bool(parsed.operands) == (pid is not None):
-        raise UsageError("Either SERVICE or -t PID is needed.", remedy="See `mhctl service dump --help`.")
+        remedy = f"See `mhctl service {parsed.verb.name if parsed.verb else ''} --help`."
+        raise UsageError("Either SERVICE or -t PID is needed.", remedy=remedy)
     if pid is not None:
         if not (pid.isascii() and pid.isdecimal() and int(pid) > 0):
             raise UsageError(
                 f"The option -t needs a process id, not {pid!r}.", remedy="See `mhctl service list` for them."
             )
         parsed.operands = [f"pid:{int(pid)}"]
-    make_job(
-        parsed,
-        "POST",
-        path_of(parsed, "/dump"),
-        body=given(leave_running=parsed.options["leave_running"]),
-        result=lambda job: str((job.get("result") or {}).get("path") or job.get("image")),
-    )
 
 
 def restore(parsed: Parsed) -> None:
@@ -192,6 +218,7 @@ VERBS: dict[str, Callable[[Parsed], None]] = {
     "list": list_services,
     "show": show,
     "dump": dump,
+    "check": check,
     "restore": restore,
     "start": start,
     "stop": stop,

@@ -10,7 +10,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonRespons
 from ninja import Router
 from ninja.params.functions import Query
 
-from services import logs, operations, waiting
+from services import inspection, logs, operations, waiting
 from services.answers import JOB_RESPONSES, job_answer, source_of, wait_parameter
 from services.authentication import caller
 from services.lookup import find_job, find_service
@@ -18,6 +18,7 @@ from services.models import Job, Node, Service
 from services.presenting import job_object, node_object, service_object
 from services.problems import bad_input
 from services.schemas import (
+    CheckedCommand,
     DumpOptions,
     ErrorAnswer,
     JobAnswer,
@@ -129,8 +130,37 @@ async def dump_service(
     request: HttpRequest, reference: str, body: DumpOptions | None = None, wait: float = wait_parameter()
 ) -> HttpResponseBase:
     """Dump a running service into an image."""
-    leave_running = body.leave_running if body else False
-    return await _job(request, operations.request_dump, reference, wait, leave_running=leave_running)
+    options = body.dict(exclude_unset=True) if body else {}
+    return await _job(request, operations.request_dump, reference, wait, **options)
+
+
+@router.post("/services/{reference}/check", response=JOB_RESPONSES, tags=["services"])
+async def check_service(
+    request: HttpRequest, reference: str, body: DumpOptions | None = None, wait: float = wait_parameter()
+) -> HttpResponseBase:
+    """Ask whether a running service could be dumped now, with these options; nothing is frozen."""
+    options = body.dict(exclude_unset=True) if body else {}
+    return await _job(request, inspection.request_check_service, reference, wait, options=options)
+
+
+@router.post("/check-command", response=JOB_RESPONSES, tags=["nodes"])
+async def check_command(
+    request: HttpRequest, body: CheckedCommand, wait: float = wait_parameter()
+) -> HttpResponseBase:
+    """Ask this node whether a command could be started; the job's result says able, or why not."""
+
+    def request_it() -> Job:
+        return inspection.request_check_command(
+            Node.objects.local(),
+            argv=body.args,
+            user=body.user,
+            group=body.group,
+            cwd=body.cwd,
+            env=body.env,
+            **_who(request),
+        )
+
+    return await job_answer(request, await in_thread(request_it), wait)
 
 
 @router.get("/services/{reference}/logs", response={200: str, **ERRORS}, tags=["services"])

@@ -11,7 +11,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import Q
 from django.utils import timezone
 
-from services import bell, enqueue, validation
+from services import bell, criu_options, enqueue, validation
 from services.actors import Actor, name_of, require_account, require_admin, require_operator
 from services.auditing import record_audit
 from services.models import AuditOutcome, Job, JobEvent, Node, Service, new_id
@@ -131,18 +131,19 @@ def request_restart(service: Service, *, actor: Actor, source: str, grace: float
     return _request(JobKind.RESTART, service, actor=actor, source=source, options=_grace(grace))
 
 
-def request_dump(service: Service, *, actor: Actor, source: str, leave_running: bool = False) -> Job:
+def request_dump(service: Service, *, actor: Actor, source: str, **options: Any) -> Job:
     """Ask for an image of a running service, which is gone from the process table afterwards unless
     `leave_running`. The image's id is already on the job (`image_id`).
+
+    options: those of criu_options.py.
     """
-    leave_running = validation.flag(leave_running, "leave_running")
     return _request(
         JobKind.DUMP,
         service,
         actor=actor,
         source=source,
         image_id=new_id(),
-        options={"leave_running": leave_running},
+        options=criu_options.checked(JobKind.DUMP, {"leave_running": False, **options}),
     )
 
 

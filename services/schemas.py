@@ -41,9 +41,28 @@ class StopOptions(Input):
 
 
 class DumpOptions(Input):
-    """leave_running: go on running after the dump."""
+    """leave_running: go on running after the dump. tcp_close: drop open TCP connections instead of keeping
+    them. tcp_skip_in_flight: leave out those that were not accepted yet. ghost_limit: bytes of a deleted open
+    file that go into the image. force_irmap: folders to search for files that are watched. freeze_timeout:
+    seconds that the processes may take to freeze.
+    """
 
     leave_running: bool = False
+    tcp_close: bool = False
+    tcp_skip_in_flight: bool = False
+    ghost_limit: int = 0
+    force_irmap: list[str] = Field(default_factory=list)
+    freeze_timeout: float = 0
+
+
+class CheckedCommand(Input):
+    """The first word of a command, and what else decides whether it can be started; as for a new service."""
+
+    args: list[str]
+    user: str = "root"
+    group: str = ""
+    cwd: str = "/"
+    env: dict[str, str] = Field(default_factory=dict)
 
 
 class ErrorDetail(Schema):

@@ -46,6 +46,9 @@ class JobKind(StrEnum):
     EXPORT_IMAGE = "export_image"
     IMPORT_IMAGE = "import_image"
     CHECK = "check"
+    CHECK_SERVICE = "check_service"
+    CHECK_COMMAND = "check_command"
+    READ_ENVIRONMENT = "read_environment"
 
 
 S = ServiceState
@@ -105,6 +108,9 @@ KINDS: Mapping[JobKind, Kind] = {
     JobKind.EXPORT_IMAGE: Kind(frozenset(), None, None),
     JobKind.IMPORT_IMAGE: Kind(frozenset(), None, None),
     JobKind.CHECK: Kind(frozenset(), None, None),
+    JobKind.CHECK_SERVICE: Kind(frozenset(), None, None),
+    JobKind.CHECK_COMMAND: Kind(frozenset(), None, None),
+    JobKind.READ_ENVIRONMENT: Kind(frozenset(), None, None),
 }
 
 

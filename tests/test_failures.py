@@ -32,6 +32,9 @@ dump    io_uring                Error (criu/files-ext.c:94): Can't dump file 9 o
 dump    io_uring                pie: 812: Error (criu/pie/parasite.c:588): send_fds failed (-22)
 dump    mptcp                   Error (criu/sk-inet.c:137): inet: Unsupported proto 262 for socket ea15
 dump    unsupported_protocol    Error (criu/sk-inet.c:137): inet: Unsupported proto 132 for socket ea15
+dump    unsupported_socket      Error (criu/sockets.c:767): sockets: BUG! Unknown socket collected (family 40)
+restore nested_namespace        Error (criu/pstree.c:969): Can't restore sub-task in NS (cflags 40000000)
+restore dangling_tty            Error (criu/tty.c:1010): tty: Don't have tty to inherit session from, aborting
 dump    nested_namespace        Error (criu/namespaces.c:1013): Can't dump nested uts namespace for 812
 dump    unix_peer_outside       Error (criu/sk-unix.c:856): unix: Can't dump half of stream unix connection. name: (null); peer name: /run/x
 dump    unix_peer_outside       Error (criu/sk-unix.c:874): unix: External socket is used. Consider using --ext-unix-sk option.

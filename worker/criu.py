@@ -12,7 +12,7 @@ import select
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -72,6 +72,21 @@ def common_options() -> rpc.criu_opts:
         network_lock=rpc.NFTABLES,
         ghost_limit=GHOST_LIMIT,
     )
+
+
+def apply_options(opts: rpc.criu_opts, options: Mapping[str, Any]) -> None:
+    """Set what an operator chose for a dump (services/criu_options.py has the table)."""
+    if options.get("tcp_close"):
+        opts.tcp_established = False
+        opts.tcp_close = True
+    opts.tcp_skip_in_flight = bool(options.get("tcp_skip_in_flight"))
+    if options.get("ghost_limit"):
+        opts.ghost_limit = int(options["ghost_limit"])
+    if options.get("force_irmap"):
+        opts.force_irmap = True
+        opts.irmap_scan_paths.extend(options["force_irmap"])
+    if options.get("freeze_timeout"):
+        opts.timeout = max(1, round(options["freeze_timeout"]))
 
 
 def _command(binary: str, rpc_fd: int, namespace_fd: int, account: Account | None) -> list[str]:

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import time
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,12 +52,14 @@ class Dump:
         account: criu.Account | None,
         leave_running: bool,
         lock: int,
+        options: Mapping[str, Any],
     ) -> None:
         self.tools = tools
         self.running = running
         self.account = account
         self.leave_running = leave_running
         self.lock = lock
+        self.options = dict(options)
         self.service_id = service_id
         self.image_id = image_id
         self.partial = tools.paths.partial_image(image_id)
@@ -107,6 +110,7 @@ class Dump:
             with criu.folders(self.partial, self.work) as (image_fd, work_fd):
                 request = rpc.criu_req(type=rpc.DUMP, opts=criu.common_options())
                 opts = request.opts
+                criu.apply_options(opts, self.options)
                 opts.images_dir_fd = image_fd
                 opts.work_dir_fd = work_fd
                 opts.log_file = "dump.log"
@@ -138,6 +142,7 @@ class Dump:
             "spec": json.loads(self.tools.paths.spec(self.service_id).read_bytes()),
             "created": time.time(),
             "leave_running": self.leave_running,
+            "options": self.options,
             "criu": _version(self.tools.criu, Path(self.tools.criu).stat().st_mtime_ns),
             "kernel": os.uname().release,
             "machine": os.uname().machine,

@@ -8,11 +8,21 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from worker import connections, encryption, exporting, importing, locks, manifest, preflight, supervision
+from worker import (
+    connections,
+    encryption,
+    exporting,
+    importing,
+    locks,
+    manifest,
+    preflight,
+    scanning,
+    supervision,
+)
 from worker.dumping import Dump, Dumped
 from worker.durable import write_json
 from worker.errors import JobFailed
@@ -109,8 +119,25 @@ class Engine:
         state = supervision.read_state(self.paths, service_id)
         return Ended(state.get("exit_code"), state.get("exit_signal"))
 
-    def dump(self, service_id: str, image_id: str, *, leave_running: bool = False) -> Dumped:
+    def check_service(self, service_id: str, options: dict[str, Any]) -> dict[str, Any]:
+        """Look at a running service without stopping it, and tell whether a dump would succeed.
+
+        It takes no lock, for it changes nothing. What it returns is what `scanning.scan` does.
+        """
+        self.step("looking at the live processes")
+        return scanning.scan(self._running(service_id).init.pid, pool=self.paths.images, options=options)
+
+    def dump(
+        self,
+        service_id: str,
+        image_id: str,
+        *,
+        leave_running: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> Dumped:
         """Dump a running service into a new image.
+
+        `options` are those that `criu.apply_options` knows; the manifest keeps them.
 
         A service that shall end is ended only after the image is sealed: CRIU waits for the sealing with the
         service still frozen and, if that fails, lets it go on as if nothing had been.
@@ -123,7 +150,9 @@ class Engine:
             running = self._running(service_id)
             account = preflight.account_for_dump(running.init.pid)
             preflight.check_room(self.paths.images, running.init.pid)
-            return Dump(self.tools, service_id, image_id, running, account, leave_running, lock).run()
+            return Dump(
+                self.tools, service_id, image_id, running, account, leave_running, lock, options or {}
+            ).run()
 
     def restore(self, service_id: str, image_id: str) -> Running:
         """Restore a service from an image.

@@ -185,6 +185,20 @@ TABLE: tuple[Row, ...] = (
     ),
     _row(
         "dump",
+        r"Unknown socket collected \(family (?P<family>\d+)\)",  # seen with a vsock
+        "unsupported_socket",
+        "The service has a socket of a kind that CRIU cannot dump (address family {family}).",
+        "Let the application not use it, then restart it.",
+    ),
+    _row(
+        "restore",
+        r"Can't restore sub-task in NS",  # seen with a network namespace of a child
+        "nested_namespace",
+        "A process of the service had made a namespace of its own, which CRIU cannot make again.",
+        "Switch the application's sandbox off, start it anew and dump it again.",
+    ),
+    _row(
+        "dump",
         r"Can't dump nested (?P<kind>\w+) namespace for (?P<pid>\d+)",
         "nested_namespace",
         "Process {pid} has made a namespace of its own ({kind}), as sandboxes and container engines do.",
@@ -258,7 +272,7 @@ TABLE: tuple[Row, ...] = (
     # --- what the supervisor should have prevented
     _row(
         None,
-        r"Found dangling tty|is not a session leader\. Consider",
+        r"Found dangling tty|is not a session leader\. Consider|Don't have tty to inherit session from",
         "dangling_tty",
         "A terminal is attached to the service.",
         "Stop the service and start it through Miehistö, which gives it no terminal.",

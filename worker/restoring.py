@@ -112,7 +112,9 @@ def _converse(
             opts.rst_sibling = True
             opts.external.extend(criu.external_for_restore(facts["mounts"]))
             # Connections that have moved on since would only hang at both ends.
-            if connections.are_stale(tools.paths, service_id, image_id):
+            options = facts.get("options")
+            closed = isinstance(options, dict) and options.get("tcp_close") is True
+            if closed or connections.are_stale(tools.paths, service_id, image_id):
                 opts.tcp_established = False
                 opts.tcp_close = True
             opts.inherit_fd.add(key=f"pipe:[{facts['pipe']}]", fd=LOG_FD)

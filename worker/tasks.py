@@ -21,10 +21,10 @@ from images.models import Image
 from services import operations
 from services.models import Job
 from services.problems import Problem
-from services.states import JobKind, ServiceState
+from services.states import JobKind, JobState, ServiceState
 from services.writing import Steps, surely
 from worker import agent as agent  # noqa: PLC0414 - its import adds the agent to the worker that runs this
-from worker import host, reconcile, spares, warm
+from worker import commands, host, reconcile, spares, warm
 from worker.engine import Engine
 from worker.errors import JobFailed, describe
 from worker.paths import Paths
@@ -195,7 +195,8 @@ def _restart(job: Job, engine: Engine) -> Outcome:
 
 def _dump(job: Job, engine: Engine) -> Outcome:
     leave_running = bool(job.options.get("leave_running"))
-    dumped = engine.dump(job.service_ref, job.image_id, leave_running=leave_running)
+    options = {name: value for name, value in job.options.items() if name != "leave_running"}
+    dumped = engine.dump(job.service_ref, job.image_id, leave_running=leave_running, options=options)
     surely(lambda: reconcile.record_image(paths(), job.image_id, job.node))
     return Outcome(
         None if leave_running else Truth(ServiceState.DUMPED),
@@ -286,6 +287,32 @@ def _check(_job: Job, engine: Engine) -> Outcome:
     return Outcome(None, {"checks": [item._asdict() for item in found], "able": able})
 
 
+def _check_service(job: Job, engine: Engine) -> Outcome:
+    found = engine.check_service(job.service_ref, job.options)
+    found["estimate"] |= _frozen_before(job, found["estimate"]["memory_bytes"])
+    return Outcome(None, found)
+
+
+def _frozen_before(job: Job, memory: int) -> dict[str, Any]:
+    """Return how long a dump of this much memory would freeze the service, going by the last one."""
+    before = Job.objects.filter(
+        service_ref=job.service_ref,
+        kind=JobKind.DUMP,
+        status=JobState.SUCCEEDED,
+        statistics__frozen_time__gt=0,
+    )
+    last = before.values_list("pk", "statistics").first()
+    if last is None:
+        return {"frozen_seconds": None, "by_job": None}
+    then = int(last[1].get("pages_written", 0)) * 4096
+    grown = max(1.0, memory / then) if then else 1.0
+    return {"frozen_seconds": round(last[1]["frozen_time"] / 1e6 * grown, 3), "by_job": last[0]}
+
+
+def _check_command(job: Job, _engine: Engine) -> Outcome:
+    return Outcome(None, commands.check(**job.options))
+
+
 _HANDLERS: dict[JobKind, Callable[[Job, Engine], Outcome]] = {
     JobKind.START: _start,
     JobKind.STOP: _stop,
@@ -298,4 +325,6 @@ _HANDLERS: dict[JobKind, Callable[[Job, Engine], Outcome]] = {
     JobKind.EXPORT_IMAGE: _export_image,
     JobKind.IMPORT_IMAGE: _import_image,
     JobKind.CHECK: _check,
+    JobKind.CHECK_SERVICE: _check_service,
+    JobKind.CHECK_COMMAND: _check_command,
 }

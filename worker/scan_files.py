@@ -1,0 +1,226 @@
+"""Looks at the descriptors and the memory of a running process for what a dump could stumble over.
+
+It opens nothing that the process has open, but for the files that an inotify watches; it changes nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from worker import findings
+from worker.findings import Finding
+from worker.scan_sockets import Held, protocol_of
+
+_ANONYMOUS = frozenset(
+    {"[eventfd]", "[eventpoll]", "[timerfd]", "[signalfd]", "inotify", "[fanotify]", "[pidfd]"}
+)
+"""What CRIU can make again of what has no name (criu/files.c)."""
+_MEMORY_DEVICES = 1
+_TERMINALS = frozenset({4, 5, *range(136, 144)})
+_PTS = range(136, 144)
+"""Majors of devices (Documentation/admin-guide/devices.txt): /dev/null and its like; terminals; /dev/pts."""
+_DELETED = " (deleted)"
+_WATCH = re.compile(r"^(?:inotify|fanotify) .*?(?:ino:(?P<ino>\w+) sdev:(?P<device>\w+)).*", re.MULTILINE)
+_HANDLE = re.compile(
+    r"fhandle-bytes:(?P<bytes>\w+) fhandle-type:(?P<type>\w+) f_handle:(?P<handle>[0-9a-f]*)"
+)
+_MAPPING = re.compile(
+    rb"^(?P<range>\S+) (?P<mode>\S+) \S+ (?P<device>\S+) (?P<inode>\d+) +(?P<name>\S.*)$", re.MULTILINE
+)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Mounts:
+    """The mounts that the processes of a service see."""
+
+    def __init__(self) -> None:
+        self._namespaces: set[str] = set()
+        self.ids: set[int] = set()
+        self.points: dict[int, list[tuple[int, str, str]]] = {}
+
+    def add(self, pid: int) -> None:
+        """Take up the mount namespace of a process."""
+        namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+        if namespace in self._namespaces:
+            return
+        self._namespaces.add(namespace)
+        text = Path(f"/proc/{pid}/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+        for line in text.splitlines():
+            fields, _, rest = line.partition(" - ")
+            number, _, device, _, point, *_ = fields.split(" ")
+            major, minor = map(int, device.split(":"))
+            self.ids.add(int(number))
+            point = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), point)
+            self.points.setdefault(major << 20 | minor, []).append((pid, point, rest.split(" ", 1)[0]))
+
+
+class Files:
+    """What was seen so far of the files of a service.
+
+    Args:
+        ghost_limit: bytes of a deleted file that an image takes.
+        own_pipe: inode of the pipe to the service's log.
+    """
+
+    def __init__(self, ghost_limit: int) -> None:
+        self._ghost_limit = ghost_limit
+        self.mounts = Mounts()
+        self.findings: list[Finding] = []
+        self.sockets: dict[int, Held] = {}
+        self.descriptors = 0
+        self.deleted: dict[tuple[int, int], int] = {}
+        self._slaves: list[tuple[int, int, str, int]] = []
+        self._masters: set[int] = set()
+
+    @property
+    def deleted_bytes(self) -> int:
+        """Bytes of the deleted files and the memory files that the image has to hold."""
+        return sum(self.deleted.values())
+
+    def look(self, pid: int) -> None:
+        """Take up the descriptors and mappings of a process.
+
+        Raises:
+            OSError: it has ended.
+        """
+        self.mounts.add(pid)
+        with os.scandir(f"/proc/{pid}/fd") as descriptors:
+            for entry in descriptors:
+                try:
+                    self._descriptor(pid, int(entry.name), os.readlink(entry.path))
+                except FileNotFoundError:
+                    continue
+        self._mappings(pid)
+
+    def terminals_without_other_end(self) -> Iterator[Finding]:
+        """Yield the terminals whose master nobody of the service holds; ask when all was looked at."""
+        for pid, descriptor, path, index in self._slaves:
+            if index not in self._masters:
+                yield findings.dangling_terminal(pid, descriptor, path)
+
+    def _descriptor(self, pid: int, number: int, target: str) -> None:
+        self.descriptors += 1
+        kind, _, rest = target.partition(":")
+        if kind == "socket":
+            inode = int(rest.strip("[]"))
+            if inode not in self.sockets:
+                self.sockets[inode] = Held(pid, number, protocol_of(pid, number))
+        elif kind == "anon_inode":
+            self._anonymous(pid, number, rest)
+        elif target.startswith("/"):
+            self._named(pid, number, target)
+        # What is left: pipes, and what the kernel names like them (pidfd:, net:, mnt:).
+
+    def _anonymous(self, pid: int, number: int, name: str) -> None:
+        if name == "[io_uring]":
+            self.findings.append(findings.io_uring(pid))
+        elif name not in _ANONYMOUS:
+            self.findings.append(findings.unsupported_file(pid, number, name))
+        elif name in {"inotify", "[fanotify]"}:
+            self._watches(pid, number)
+
+    def _named(self, pid: int, number: int, path: str) -> None:
+        found = os.stat(f"/proc/{pid}/fd/{number}")
+        if path.startswith("/memfd:"):
+            self.deleted[found.st_dev, found.st_ino] = found.st_blocks * 512
+            return
+        known = self._mount_of(pid, number) in self.mounts.ids
+        if stat.S_ISCHR(found.st_mode) and os.major(found.st_rdev) in _TERMINALS:
+            self._terminal(pid, number, path, os.major(found.st_rdev), os.minor(found.st_rdev), known)
+        elif not known:
+            self.findings.append(findings.mount_unknown(pid, number, path))
+        elif (stat.S_ISCHR(found.st_mode) and os.major(found.st_rdev) != _MEMORY_DEVICES) or stat.S_ISBLK(
+            found.st_mode
+        ):
+            self.findings.append(findings.unsupported_file(pid, number, path))
+        elif path.endswith(_DELETED):
+            self._deleted(pid, path.removesuffix(_DELETED), found)
+
+    def _mount_of(self, pid: int, number: int) -> int:
+        for line in self._about(pid, number).splitlines():
+            if line.startswith("mnt_id:"):
+                return int(line.split()[1])
+        return -1
+
+    @staticmethod
+    def _about(pid: int, number: int) -> str:
+        return Path(f"/proc/{pid}/fdinfo/{number}").read_text(encoding="utf-8", errors="replace")
+
+    def _terminal(self, pid: int, number: int, path: str, major: int, minor: int, known: bool) -> None:
+        if not known:
+            self.findings.append(findings.dangling_terminal(pid, number, path))
+        elif path.endswith(_DELETED):
+            pass  # hung up, which CRIU can restore
+        elif major in _PTS:
+            self._slaves.append((pid, number, path, minor + 256 * (major - _PTS[0])))
+        elif index := re.search(r"^tty-index:\s*(\d+)", self._about(pid, number), re.MULTILINE):
+            self._masters.add(int(index[1]))
+
+    def _deleted(self, pid: int, path: str, found: os.stat_result) -> None:
+        if stat.S_ISREG(found.st_mode) and found.st_nlink:
+            self.findings.append(findings.link_remap(pid, path))
+        elif (found.st_dev, found.st_ino) not in self.deleted:
+            # Holes cost nothing: CRIU counts blocks, too.
+            octets = found.st_blocks * 512
+            self.deleted[found.st_dev, found.st_ino] = octets
+            if stat.S_ISREG(found.st_mode) and octets > self._ghost_limit:
+                self.findings.append(findings.deleted_too_large(pid, path, octets, self._ghost_limit))
+
+    def _mappings(self, pid: int) -> None:
+        text = Path(f"/proc/{pid}/maps").read_bytes()
+        for row in _MAPPING.finditer(text):
+            name = row["name"].decode("utf-8", "surrogateescape")
+            if name == "[uprobes]":
+                self.findings.append(findings.traced(pid))
+            elif name == "anon_inode:[io_uring]":
+                self.findings.append(findings.io_uring(pid))
+            elif name.startswith("anon_inode:"):
+                self.findings.append(findings.unsupported_mapping(pid, name))
+            elif name.startswith("/dev/") or name.endswith(_DELETED):
+                self._mapped(pid, row["range"].decode(), name)
+
+    def _mapped(self, pid: int, where: str, name: str) -> None:
+        if name.startswith(("/dev/zero", "/SYSV", "/memfd:")):
+            return  # shared memory by another name
+        start, _, end = where.partition("-")
+        try:
+            found = os.stat(f"/proc/{pid}/map_files/{int(start, 16):x}-{int(end, 16):x}")
+        except OSError:
+            return
+        if stat.S_ISCHR(found.st_mode) and os.major(found.st_rdev) != _MEMORY_DEVICES:
+            self.findings.append(findings.unsupported_mapping(pid, name))
+        elif stat.S_ISREG(found.st_mode) and name.endswith(_DELETED):
+            self._deleted(pid, name.removesuffix(_DELETED), found)
+
+    def _watches(self, pid: int, number: int) -> None:
+        for watch in _WATCH.finditer(self._about(pid, number)):
+            device = int(watch["device"], 16)
+            handle = _HANDLE.search(watch[0])
+            if not (handle and self._can_be_opened(device, handle)):
+                kinds = {kind for _, _, kind in self.mounts.points.get(device, [])}
+                kind = " and ".join(sorted(kinds)) or "a file system outside the service's mounts"
+                self.findings.append(findings.watched_file(pid, number, kind))
+
+    def _can_be_opened(self, device: int, handle: re.Match[str]) -> bool:
+        """Tell whether a file can be found by its handle, as CRIU finds what is watched."""
+        data = bytes.fromhex(handle["handle"])
+        packed = struct.pack("=Ii", len(data), int(handle["type"], 16)) + data
+        for pid, point, _ in self.mounts.points.get(device, []):
+            try:
+                where = os.open(f"/proc/{pid}/root{point}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            except OSError:
+                continue
+            try:
+                opened = _libc.open_by_handle_at(where, packed, os.O_PATH | os.O_CLOEXEC)
+            finally:
+                os.close(where)
+            if opened >= 0:
+                os.close(opened)
+                return True
+        return False

@@ -1,0 +1,186 @@
+"""The dry run: can this service be dumped? Looks at its live processes without stopping any.
+
+It says what a dump would: yes, yes with these options, or no because. Knows nothing of jobs and rows.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from worker import findings, preflight, process, scan_sockets
+from worker.criu import GHOST_LIMIT
+from worker.errors import JobFailed
+from worker.findings import Finding
+from worker.scan_files import Files
+
+_NAMESPACES = ("user", "pid", "net", "uts", "ipc", "cgroup", "time_for_children")
+"""Of these a service may have the one that its init has; only mount namespaces may be its own."""
+_SECOND_LOOK = 0.05
+"""Seconds after which a process that is still in state D counts as stuck; most wait for a disk shortly."""
+_FIXED = 64 * 1024
+_A_PROCESS = 24 * 1024
+"""Bytes of an image besides its memory, as seen of CRIU 4.2.1."""
+_FILES, _FILES_A_PROCESS = 24, 6
+"""Files of an image, as seen."""
+
+
+def scan(init: int, *, pool: Path, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Look at a running service.
+
+    Args:
+        init: its first process, in this PID namespace.
+        pool: the folder that the image would be written to.
+        options: those that the dump would have: tcp_close, tcp_skip_in_flight, ghost_limit (bytes).
+
+    Returns:
+        able, verdict (yes, options or no), sentence, options (those to add), findings, counts and an estimate
+        of the image's size in bytes; all of it JSON.
+    """
+    asked = dict(options or {})
+    files = Files(int(asked.get("ghost_limit") or GHOST_LIMIT))
+    found: list[Finding] = []
+    threads = 0
+    pids = []
+    suspects = []
+    for pid in process.tree(init):
+        status = process.status(pid)
+        if not status or status["State"][0] in "ZX":
+            continue
+        try:
+            files.look(pid)
+            found += _process(pid, init, status)
+        except OSError:
+            if process.Process.of(pid) is None:
+                continue
+            raise
+        pids.append(pid)
+        threads += int(status.get("Threads", "1"))
+        suspects += [pid] * (status["State"][0] == "D")
+    found += files.findings
+    found += files.terminals_without_other_end()
+    sockets = scan_sockets.look(
+        init,
+        files.sockets,
+        close=bool(asked.get("tcp_close")),
+        skip_in_flight=bool(asked.get("tcp_skip_in_flight")),
+    )
+    found += sockets.findings
+    found += _stuck(suspects)
+    memory = sum(map(_memory, pids))
+    size = memory + files.deleted_bytes + _FIXED + _A_PROCESS * len(pids)
+    found += _refusal(lambda: preflight.account_for_dump(init))
+    found += _refusal(lambda: preflight.check_room(pool, init)) or _room(pool, size, len(pids))
+    return _verdict(found) | {
+        "processes": len(pids),
+        "threads": threads,
+        "descriptors": files.descriptors,
+        "connections": {"connected": sockets.connected, "waiting": sockets.waiting},
+        "listening": sockets.listening,
+        "estimate": {
+            "image_bytes": size,
+            "memory_bytes": memory,
+            "deleted_files_bytes": files.deleted_bytes,
+        },
+    }
+
+
+def _verdict(found: Iterable[Finding]) -> dict[str, Any]:
+    """Return what the findings come to; of several that say the same, one stays."""
+    once = {(each.code, each.message): each for each in found}
+    order = ("refusal", "option", "warning", "note")
+    ordered = sorted(once.values(), key=lambda each: order.index(each.severity))
+    refusals = [each for each in ordered if each.severity == "refusal"]
+    options: dict[str, Any] = {}
+    for each in ordered:
+        for name, value in each.options.items():
+            options[name] = max(options.get(name, value), value)
+    if refusals:
+        verdict = "no"
+        more = f" There are {len(refusals) - 1} more reasons." if len(refusals) > 2 else ""
+        more = " There is one more reason." if len(refusals) == 2 else more
+        sentence = f"No: {refusals[0].message}{more}"
+    elif options:
+        verdict = "options"
+        sentence = f"Yes, with these options: {', '.join(sorted(options))}."
+    else:
+        verdict = "yes"
+        sentence = "Yes: nothing was found that CRIU cannot dump."
+    return {
+        "able": verdict == "yes",
+        "verdict": verdict,
+        "sentence": sentence,
+        "options": options,
+        "findings": [each.as_dict() for each in ordered],
+    }
+
+
+def _process(pid: int, init: int, status: Mapping[str, str]) -> list[Finding]:
+    found = []
+    tracer = int(status.get("TracerPid", "0"))
+    if tracer:
+        name = process.status(tracer).get("Name", "?")
+        found.append(findings.debugged(pid, f"{name} (PID {tracer})"))
+    for kind in _NAMESPACES:
+        try:
+            own, common = os.readlink(f"/proc/{pid}/ns/{kind}"), os.readlink(f"/proc/{init}/ns/{kind}")
+        except FileNotFoundError:
+            continue
+        if own != common:
+            found.append(findings.nested_namespace(pid, kind.removesuffix("_for_children")))
+    return found
+
+
+def _stuck(suspects: list[int]) -> list[Finding]:
+    """Return those that cannot be interrupted now, and not a moment later either."""
+    if not suspects:
+        return []
+    time.sleep(_SECOND_LOOK)
+    states = [(pid, process.status(pid)) for pid in suspects]
+    return [
+        findings.uninterruptible(pid, now["Name"]) for pid, now in states if now and now["State"][0] == "D"
+    ]
+
+
+def _memory(pid: int) -> int:
+    """Return the bytes of a process's memory that an image would hold.
+
+    CRIU writes the private pages of each process, those too that a child still shares with its parent; shared
+    memory it writes once.
+    """
+    try:
+        rows = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    wanted = ("Anonymous:", "Pss_Shmem:", "Swap:")
+    return sum(int(row.split()[1]) * 1024 for row in rows if row.startswith(wanted))
+
+
+def _refusal(look: Callable[[], object]) -> list[Finding]:
+    """Return as a finding what the preflight of a dump refuses."""
+    try:
+        look()
+    except JobFailed as failure:
+        return [findings.refused(failure.code, failure.message, failure.remedy)]
+    return []
+
+
+def _room(pool: Path, size: int, processes: int) -> list[Finding]:
+    """Return what is wrong with the room that the pool has for an image of this size in bytes."""
+    free = os.statvfs(pool)
+    available = free.f_bavail * free.f_frsize
+    remedy = (
+        f"Delete images that are no longer needed (mhctl image list), or enlarge the file system of {pool}."
+    )
+    if available < size:
+        message = (
+            f"The image pool has {available >> 20} MiB free; this dump needs about {(size >> 20) + 1} MiB."
+        )
+        return [findings.refused("pool_full", message, remedy)]
+    if free.f_files and free.f_favail < _FILES + _FILES_A_PROCESS * processes:
+        message = f"The image pool's file system has room for {free.f_favail} more files only."
+        return [findings.refused("pool_full", message, remedy)]
+    return []
