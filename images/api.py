@@ -72,6 +72,12 @@ class ArchivesAnswer(Schema):
     folder: str
 
 
+class RestoreOptions(Input):
+    """accept_changed_files: also if files on the disk are not what the memory in the image believes."""
+
+    accept_changed_files: bool = False
+
+
 RESPONSES: dict[Any, Any] = {200: ImageAnswer, (404, 409, 422): ErrorAnswer}
 
 
@@ -110,10 +116,15 @@ async def delete_image(
 
 @router.post("/images/{reference}/restore", response=JOB_RESPONSES)
 async def restore_image(
-    request: HttpRequest, reference: str, body: Nothing | None = None, wait: float = wait_parameter()
+    request: HttpRequest, reference: str, body: RestoreOptions | None = None, wait: float = wait_parameter()
 ) -> HttpResponseBase:
-    """Bring the image's service back to where it was when it was dumped."""
-    return await _job(request, operations.request_restore, reference, wait)
+    """Bring the image's service back to where it was when it was dumped.
+
+    The job fails with the code files_changed when files on the disk have moved on since.
+    """
+    options = body or RestoreOptions()
+    operation = partial(operations.request_restore, accept_changed_files=options.accept_changed_files)
+    return await _job(request, operation, reference, wait)
 
 
 @router.post("/images/{reference}/verify", response=JOB_RESPONSES)

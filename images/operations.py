@@ -18,13 +18,15 @@ from services.references import not_found
 from services.states import JobKind, ServiceState
 
 
-def request_restore(image: Image, *, actor: Actor, source: str) -> Job:
+def request_restore(image: Image, *, actor: Actor, source: str, accept_changed_files: bool = False) -> Job:
     """Ask to bring the service of an image back to where it was, also one that was deleted since.
 
+    accept_changed_files: also if files on the disk are not what its memory believes; else the job fails then.
     One that was imported is for those who have the right (images.restore_foreign).
     Raises Problem service_running, job_active, image_in_use, service_differs, service_not_found (deleted, and
     the image's row doesn't say what it was).
     """
+    accepted = validation.flag(accept_changed_files, "accept_changed_files")
     require_operator(actor)
     with transaction.atomic():
         current = _locked(image)
@@ -44,6 +46,7 @@ def request_restore(image: Image, *, actor: Actor, source: str) -> Job:
             node=current.node,
             service=service,
             image_id=current.pk,
+            options={"accept_changed_files": accepted},
             actor=actor,
             source=source,
         )

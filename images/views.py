@@ -34,5 +34,8 @@ def act(request: HttpRequest, reference: str, action: str) -> HttpResponse:
     operation = ACTIONS.get(action)
     if operation is None:
         raise Http404
+    options = {}
+    if action == "restore":
+        options["accept_changed_files"] = request.POST.get("accept_changed_files") == "on"
     image = found(lambda: Image.objects.for_display().by_reference(reference))
-    return ask(request, "images:list", lambda: operation(image, actor=request.user, source="web"))
+    return ask(request, "images:list", lambda: operation(image, actor=request.user, source="web", **options))

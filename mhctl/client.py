@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 from mhctl.errors import NOT_FOUND, ApiError, ConnectionLost, MhctlError, UsageError
+from mhctl.jsontext import json_text, json_value
 from mhctl.transport import START_IT, Address, Response, exchange, quote
 
 TYPE_CHECKING = False
@@ -91,7 +91,7 @@ class Client:
             headers["Authorization"] = f"Bearer {self.token}"
         data = None
         if body is not None:
-            data = json.dumps(body).encode("ascii")
+            data = json_text(body).encode("ascii")
             headers["Content-Type"] = "application/json"
         pairs = [f"{name}={quote(str(value))}" for name, value in (query or {}).items() if value is not None]
         target = API + path + ("?" + "&".join(pairs) if pairs else "")
@@ -108,7 +108,7 @@ class Client:
         response = self.open(method, path, query=query, body=body)
         try:
             data = response.read()
-            return json.loads(data) if data else None
+            return json_value(data) if data else None
         except ValueError as error:
             raise ConnectionLost(
                 f"What answers at {self.address.url} sent no JSON.", remedy=START_IT, code="not_reached"
@@ -145,7 +145,7 @@ def refusal(response: Response, client: Client) -> ApiError:
     """The exception for an answer of 300 and above, whether or not its body is the API's own."""
     error: Json = {}
     try:
-        answer = json.loads(response.read())
+        answer = json_value(response.read())
         if isinstance(answer, dict) and isinstance(answer.get("error"), dict):
             error = answer["error"]
     except (ValueError, ConnectionLost):

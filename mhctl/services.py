@@ -55,6 +55,8 @@ def create(parsed: Parsed) -> None:
         body["env"] = env
     if options["bind"]:
         body["binds"] = [_checked_bind(bind) for bind in options["bind"]]
+    if options["data"]:
+        body["data"] = options["data"]
     if options["name"] is not None:
         body["name"] = options["name"]
     make_job(parsed, "POST", "services", body=body, result=service_id)
@@ -154,7 +156,7 @@ def restore(parsed: Parsed) -> None:
         parsed,
         "POST",
         f"images/{segment('image', image)}/restore",
-        body={},
+        body=given(accept_changed_files=parsed.options["accept_changed_files"]),
         result=lambda job: str(job.get("image")),
     )
 

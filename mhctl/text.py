@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 TYPE_CHECKING = False
@@ -66,6 +65,8 @@ def value(thing: object) -> str:
     if isinstance(thing, bool):
         return "yes" if thing else "no"
     if isinstance(thing, (dict, list)):
+        import json
+
         return json.dumps(thing, ensure_ascii=False)
     return plain(str(thing))
 
@@ -100,6 +101,8 @@ def put(text: str) -> None:
 
 def put_json(thing: Any) -> None:
     """Writes one JSON value to stdout."""
+    import json
+
     sys.stdout.write(json.dumps(thing, indent=2) + "\n")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 
 from mhctl.client import PATIENCE, STREAM
 from mhctl.errors import INTERRUPTED, ConnectionLost, MhctlError, Unreachable
+from mhctl.jsontext import json_value
 from mhctl.text import plain
 from mhctl.transport import START_IT, quote
 
@@ -151,12 +151,12 @@ class Wait:
 
     def _follow(self, response: Response) -> Json:
         if STREAM not in response.headers.get("content-type", ""):
-            return self._note_job(json.loads(response.read()))
+            return self._note_job(json_value(response.read()))
         job: Json = {}
         for line in response.lines():
             if not line.strip():
                 continue  # a keep-alive
-            part = json.loads(line)
+            part = json_value(line)
             if "job" in part:
                 job = self._note_job(part["job"])
             elif "event" in part:

@@ -28,7 +28,10 @@ api.add_router("", images)
 
 def problem_response(problem: Problem) -> HttpResponse:
     """Return the API's answer for a problem."""
-    return JsonResponse(problem.as_dict(), status=problem.http_status)
+    response = JsonResponse(problem.as_dict(), status=problem.http_status)
+    if "retry_after" in problem.details:
+        response["Retry-After"] = str(problem.details["retry_after"])
+    return response
 
 
 @api.exception_handler(Problem)

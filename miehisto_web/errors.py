@@ -1,9 +1,15 @@
-"""The pages for 403, 404 and 500. The API's errors are made JSON by the middleware."""
+"""The pages for 400, 403, 404 and 500. The API's errors are made JSON by the middleware."""
 
 # ruff: noqa: ARG001 (Django and ninja fix the arguments)
 
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    # Not what the exception says: it quotes what was sent. Nor the request's own: it may be what is bad.
+    message = "The browser sent what the site cannot read, or asked for a host name that is not this site's."
+    return render(None, "400.html", {"message": message}, status=400)
 
 
 def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:

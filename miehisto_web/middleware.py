@@ -11,10 +11,10 @@ from typing import Any, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.conf import settings
-from django.contrib.auth.middleware import AuthenticationMiddleware, LoginRequiredMiddleware
+from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.messages.middleware import MessageMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
-from django.core.exceptions import DisallowedHost, PermissionDenied
+from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.middleware.clickjacking import XFrameOptionsMiddleware
 from django.middleware.common import CommonMiddleware
@@ -23,8 +23,9 @@ from django.middleware.security import SecurityMiddleware
 from django.utils.deprecation import MiddlewareMixin
 from whitenoise.middleware import WhiteNoiseMiddleware
 
+from miehisto_web.addresses import UNIX, client_address
+from miehisto_web.gate import RoleRequired
 from services import auditing
-from services.actors import require_viewer
 from services.answers import source_of
 from services.authentication import bearer_token, caller
 from services.models import AuditOutcome
@@ -84,7 +85,14 @@ class Front(_Async):
     """Headers for every answer; for the API also the size limit and JSON for every error."""
 
     async def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        with auditing.asked_from(request.META.get("REMOTE_ADDR") or "unix"):
+        # From here on the address is that of who asks, whatever stands between.
+        address = client_address(
+            request.META.get("REMOTE_ADDR") or "",
+            request.META.get("HTTP_X_FORWARDED_FOR", ""),
+            settings.MIEHISTO_PROXIES,
+        )
+        request.META["REMOTE_ADDR"] = "" if address == UNIX else address
+        with auditing.asked_from(address):
             response = await self._answer(request)
             if response.status_code == HTTPStatus.FORBIDDEN:
                 await in_thread(_record_refusal, request)
@@ -201,25 +209,13 @@ class Authentication(_PagesOnly, AuthenticationMiddleware):
     pass
 
 
-class Gate(_PagesOnly, LoginRequiredMiddleware):
-    """Every page wants somebody logged in who has a role, unless its view says otherwise.
-
-    A view says so by Django's `login_not_required` (the login itself), or by `without_role` (one's own
-    account). The API asks for itself, in `services.authentication`.
-    """
-
+class Gate(_PagesOnly, RoleRequired):
     def process_view(
         self, request: HttpRequest, view_func: Any, view_args: Any, view_kwargs: Any
     ) -> HttpResponseBase | None:
-        if request.path_info.startswith(API) or not getattr(view_func, "login_required", True):
+        if request.path_info.startswith(API):
             return None
-        refused: HttpResponseBase | None = super().process_view(request, view_func, view_args, view_kwargs)
-        if refused is None and not getattr(view_func, "without_role", False):
-            try:
-                require_viewer(request.user)
-            except Problem as problem:
-                raise PermissionDenied(f"{problem.message} {problem.remedy}") from problem
-        return refused
+        return super().process_view(request, view_func, view_args, view_kwargs)
 
 
 class Messages(_PagesOnly, MessageMiddleware):

@@ -2,11 +2,13 @@
 
 import shutil
 import socket
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from environs import Env
 
+from miehisto_web.addresses import proxies
 from miehisto_web.environment import database_from_url, host_of_bind, newest_tini, secret_key
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -44,14 +46,16 @@ ALLOWED_HOSTS = [
     *env.list("MIEHISTO_ALLOWED_HOSTS", []),
 ]
 HTTPS = env.bool("MIEHISTO_HTTPS", False)
+MIEHISTO_PROXIES = proxies(env.list("MIEHISTO_PROXIES", []))
 
 INSTALLED_APPS = [
-    "django.contrib.admin",
+    "miehisto_web.apps.SiteAdminConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "django.contrib.messages",
     "django.contrib.staticfiles",
+    "axes",
     "django_celery_beat",
     "ninja",
     "django_htmx",
@@ -71,6 +75,7 @@ MIDDLEWARE = [
     "miehisto_web.middleware.Gate",
     "miehisto_web.middleware.Messages",
     "miehisto_web.middleware.FrameOptions",
+    "axes.middleware.AxesMiddleware",
 ]
 # Django looks for its own three by name and does not see that they are inherited from.
 SILENCED_SYSTEM_CHECKS = ["security.W001", "security.W002", "security.W003"]
@@ -105,6 +110,10 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 10}},
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
+AUTHENTICATION_BACKENDS = [
+    "axes.backends.AxesStandaloneBackend",
+    "django.contrib.auth.backends.ModelBackend",
+]
 LOGIN_URL = "login"
 LOGIN_REDIRECT_URL = "services:list"
 LOGOUT_REDIRECT_URL = "login"
@@ -137,6 +146,18 @@ if HTTPS:
     # Only behind a proxy of the operator's own, which must set (and overwrite) this header.
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
     SECURE_HSTS_SECONDS = 31_536_000
+
+# A name that fails five times from one address waits fifteen minutes there: a stranger elsewhere cannot lock
+# its owner out. `services.throttle` counts an address whatever the name.
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_FAILURE_LIMIT = 5
+AXES_COOLOFF_TIME = timedelta(minutes=15)
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
+AXES_RESET_ON_SUCCESS = True
+AXES_LOCKOUT_CALLABLE = "miehisto_web.account.locked_out"
+AXES_CLIENT_IP_CALLABLE = "miehisto_web.addresses.address_for_axes"
+AXES_DISABLE_ACCESS_LOG = True  # the audit record has the logins
+AXES_VERBOSE = False
 
 # --- Celery ---------------------------------------------------------------------------------------
 CELERY_BROKER_URL = env.str("CELERY_BROKER_URL", "") or f"redis+socket://{MIEHISTO_RUN_DIR / 'redis.sock'}"

@@ -19,11 +19,22 @@ import sys
 import django
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
-from django.db import DatabaseError
+from django.db import DatabaseError, connection
+from django.db.migrations.executor import MigrationExecutor
 from environs import EnvError
 try:
     django.setup()
-    call_command("migrate", interactive=False, verbosity=0)
+    if "migrate" in sys.argv:
+        call_command("migrate", interactive=False, verbosity=0)
+    else:
+        loader = MigrationExecutor(connection).loader
+        missing = sorted(loader.graph.nodes.keys() - loader.applied_migrations.keys())
+        if missing:
+            sys.exit("It lacks " + ", ".join(map(".".join, missing)) + ": run `miehistod --prepare`.")
+        newer = sorted(loader.applied_migrations.keys() - loader.disk_migrations.keys())
+        newer = [name for name in newer if name[0] in loader.migrated_apps]
+        if newer:
+            sys.exit("It belongs to a newer Miehist\u00f6, with " + ", ".join(map(".".join, newer)) + ".")
     if "token" in sys.argv:
         call_command("daemon_token")
 except (EnvError, ImproperlyConfigured, DatabaseError) as error:
@@ -31,16 +42,18 @@ except (EnvError, ImproperlyConfigured, DatabaseError) as error:
 """
 
 
-def prepare_database(launcher: Launcher, *, make_token: bool = False) -> None:
+def prepare_database(launcher: Launcher, *, migrate: bool = True, make_token: bool = False) -> None:
     """Brings the database up to date, as the site's user, so that its files are his.
 
     Args:
+        migrate: False only looks whether it is the one that this version works with.
         make_token: also write a fresh token for root's mhctl to RUN_DIR/token; the node's earlier one ends.
 
     Raises:
         CannotRun: the database cannot be brought up to date, or the site gives no token.
     """
-    done = launcher.run_python_as_user("-c", PREPARE, *(["token"] if make_token else []))
+    words = [word for word, asked in (("migrate", migrate), ("token", make_token)) if asked]
+    done = launcher.run_python_as_user("-c", PREPARE, *words)
     token = done.stdout.strip().rpartition("\n")[2]
     if done.returncode != 0 or (make_token and not token):
         raise CannotRun(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from miehistod import parts
 from miehistod.account import Account
 from miehistod.errors import CannotRun
 from miehistod.settings import Settings
@@ -85,23 +88,35 @@ def point_to(link: Path, target: Path) -> None:
     fresh.rename(link)
 
 
-def take_lock(folder: Path) -> TextIO:
-    """Makes sure that there is one miehistod for a folder: its RUN_DIR, or its STATE_DIR.
+@contextlib.contextmanager
+def take_locks(folder: Path, wanted: frozenset[str] = parts.ALL) -> Iterator[None]:
+    """Makes sure that each part runs once for a folder: its RUN_DIR, or its STATE_DIR.
 
-    Returns:
-        the open file; the lock lasts as long as it is open in this process, whatever ends it.
+    The locks last as long as the block, whatever ends this process.
+
+    Args:
+        wanted: the parts' names. All of them together exclude every other miehistod.
 
     Raises:
         CannotRun: another one holds it.
     """
-    path = folder / "miehistod.lock"
+    with contextlib.ExitStack() as held:
+        everything = wanted == parts.ALL
+        held.enter_context(_locked(folder / "miehistod.lock", shared=not everything))
+        for name in () if everything else sorted(wanted):
+            held.enter_context(_locked(folder / f"miehistod-{name}.lock"))
+        yield
+
+
+def _locked(path: Path, *, shared: bool = False) -> TextIO:
+    """Return the open file whose lock was taken; closing it gives the lock back."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="ascii")
     except OSError as error:
         raise CannotRun(f"{error.filename} cannot be made: {error.strerror}.", MAKE_ROOM) from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
         holder = file.read().strip() or "another process"

@@ -21,10 +21,13 @@ from worker import orphans
 
 ORPHANS_EVERY = 1.0
 
-USAGE = """usage: miehistod [--prepare]
+USAGE = """usage: miehistod [--only PART[,PART…]]
+       miehistod --prepare
 
 Runs everything of one node in the foreground, logs on stdout: the site, the worker, the scheduler and, unless
 CELERY_BROKER_URL names another, a private Redis. SIGTERM or Ctrl-C ends it; services go on running.
+--only runs some of these parts: redis, worker, scheduler, site. Where each has a unit or a container of its
+own, `miehistod --prepare` comes first.
 --prepare only makes the folders, the database and the first login, and ends.
 Settings come from the environment; docs/settings.md lists them.
 """
@@ -46,7 +49,7 @@ class Prepared:
 
     Attributes:
         password: the file with the first admin's password; it may not exist.
-        redis: None when the broker is somebody else's.
+        redis: None when the broker is somebody else's, or a part of another miehistod.
         others: what needs a broker.
         listeners: held open here, so that a new gunicorn finds the connections that an old one left waiting.
     """
@@ -81,32 +84,42 @@ async def adopt_orphans(supervisor: Supervisor) -> None:
         orphans.reap(frozenset(part.pid for part in supervisor.parts.values() if part.pid))
 
 
-def prepare(settings: Settings) -> Prepared:
+def prepare(settings: Settings, wanted: frozenset[str] = parts.ALL) -> Prepared:
     """Makes everything that the parts need before the first of them starts.
+
+    Args:
+        wanted: names of parts. The database is brought up to date only by a miehistod that runs all of them.
 
     Raises:
         CannotRun: something is missing.
     """
     site_user = account.find(settings.user)
     folders.make_folders(settings, site_user)
-    tcp = sockets.listen_tcp(settings)
-    host, port = settings.bind_address
-    if port == 0:  # any free one: from here on its real number
-        port = tcp.getsockname()[1]
-        settings = replace(settings, bind=f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    listeners = []
+    if "site" in wanted:
+        tcp = sockets.listen_tcp(settings)
+        listeners.append(tcp)
+        host, port = settings.bind_address
+        if port == 0:  # any free one: from here on its real number
+            port = tcp.getsockname()[1]
+            settings = replace(settings, bind=f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     folders.make_secret_key(settings, site_user)
     launcher = Launcher(settings, site_user)
     launcher.make_places()
-    redis = None if settings.broker_url else parts.redis_part(launcher)
-    first_start.prepare_database(launcher, make_token=True)
-    password = first_start.make_admin(launcher)
-    listeners = [tcp, sockets.listen_unix(settings, site_user)]
-    others = [
-        parts.worker_part(launcher),
-        parts.scheduler_part(launcher),
-        parts.site_part(launcher, listeners),
-    ]
-    return Prepared(settings, password, redis, others, listeners)
+    redis = parts.redis_part(launcher) if "redis" in wanted and not settings.broker_url else None
+    if wanted - {"redis"}:
+        first_start.prepare_database(launcher, migrate=wanted == parts.ALL, make_token="site" in wanted)
+    if wanted == parts.ALL:
+        first_start.make_admin(launcher)
+    others = []
+    if "worker" in wanted:
+        others.append(parts.worker_part(launcher))
+    if "scheduler" in wanted:
+        others.append(parts.scheduler_part(launcher))
+    if "site" in wanted:
+        listeners.append(sockets.listen_unix(settings, site_user))
+        others.append(parts.site_part(launcher, listeners))
+    return Prepared(settings, settings.state_dir / "admin_password", redis, others, listeners)
 
 
 async def bring_up(node: Prepared, supervisor: Supervisor) -> None:
@@ -116,7 +129,9 @@ async def bring_up(node: Prepared, supervisor: Supervisor) -> None:
         GaveUp: a part died too often.
     """
     settings = node.settings
-    readiness.worker_sign(settings).unlink(missing_ok=True)
+    names = {spec.name for spec in node.others}
+    if "worker" in names:
+        readiness.worker_sign(settings).unlink(missing_ok=True)
     if node.redis is not None:
         supervisor.start(node.redis)
         # A worker that finds no broker tries again only after two seconds.
@@ -124,9 +139,9 @@ async def bring_up(node: Prepared, supervisor: Supervisor) -> None:
             await asyncio.sleep(readiness.PAUSE / 5)
     for spec in node.others:
         supervisor.start(spec)
-    await readiness.until_ready(settings, say)
+    await readiness.until_ready(settings, say, site="site" in names, worker="worker" in names)
     login = f" (login admin, password in {node.password})" if node.password.exists() else ""
-    say(f"ready: http://{settings.bind}{login}")
+    say(f"ready: http://{settings.bind}{login}" if "site" in names else "ready")
     await supervisor.wait()
 
 
@@ -156,8 +171,9 @@ async def run(node: Prepared) -> int:
     failure = next((each for each in outcomes if isinstance(each, Exception)), None)
     say("miehistod | stopping; services go on running")
     await supervisor.stop()
-    for name in ("miehistod.sock", "token"):
-        (node.settings.run_dir / name).unlink(missing_ok=True)
+    if node.listeners:
+        for name in ("miehistod.sock", "token"):
+            (node.settings.run_dir / name).unlink(missing_ok=True)
     if isinstance(failure, GaveUp):
         say(f"miehistod | {failure}; it said:")
         for line in failure.said or ["nothing"]:
@@ -173,9 +189,15 @@ async def run(node: Prepared) -> int:
 
 def main() -> int:
     """The entry point. Returns the exit code."""
-    only_prepare = sys.argv[1:] == ["--prepare"]
-    if sys.argv[1:] and not only_prepare:
-        wants_help = sys.argv[1:] in (["-h"], ["--help"])
+    words = sys.argv[1:]
+    only_prepare = words == ["--prepare"]
+    wanted = parts.ALL
+    if words[:1] == ["--only"] and len(words) == 2:
+        wanted = frozenset(words[1].split(","))
+    elif words and not only_prepare:
+        wanted = frozenset()
+    if not wanted or wanted - parts.ALL:
+        wants_help = words in (["-h"], ["--help"])
         (sys.stdout if wants_help else sys.stderr).write(USAGE)
         return 0 if wants_help else 2
     try:
@@ -191,8 +213,8 @@ def main() -> int:
         with ExitStack() as locks:
             # The state's too: with a RUN_DIR of its own a second one would believe that no service runs.
             for folder in dict.fromkeys((settings.run_dir, settings.state_dir)):
-                locks.enter_context(folders.take_lock(folder))
-            return asyncio.run(run(prepare(settings)))
+                locks.enter_context(folders.take_locks(folder, wanted))
+            return asyncio.run(run(prepare(settings, wanted)))
     except CannotRun as reason:
         sys.stderr.write(f"miehistod: {reason}\n")
         return 1

@@ -11,6 +11,7 @@ from miehistod.errors import CannotRun
 from miehistod.launch import Launcher
 from miehistod.supervisor import PartSpec
 
+ALL = frozenset(("redis", "worker", "scheduler", "site"))
 CELERY = ("-m", "celery", "--quiet", "-A", "miehisto_web.celery")
 # CRIU wants root and the queue carries nothing but ids as JSON, so Celery's warning would only alarm people.
 QUIET_ROOT = ("-W", "ignore:You're running the worker with superuser privileges")

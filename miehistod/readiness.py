@@ -51,18 +51,21 @@ def site_answers(settings: Settings) -> bool:
     return True
 
 
-async def until_ready(settings: Settings, say: Callable[[str], None]) -> None:
-    """Waits until the node is ready, and says now and then what it waits for."""
+async def until_ready(settings: Settings, say: Callable[[str], None], *, site: bool, worker: bool) -> None:
+    """Waits until the node is ready, and says now and then what it waits for.
+
+    Args:
+        site, worker: whether they are waited for.
+    """
     loop = asyncio.get_running_loop()
     report_at = loop.time() + REPORT_EVERY
-    site = False
     while True:
-        site = site or await asyncio.to_thread(site_answers, settings)
-        worker = worker_sign(settings).exists()
-        if site and worker:
+        site = site and not await asyncio.to_thread(site_answers, settings)
+        worker = worker and not worker_sign(settings).exists()
+        if not (site or worker):
             return
         if loop.time() > report_at:
-            waiting = [name for name, there in (("the site", site), ("the worker", worker)) if not there]
+            waiting = [name for name, missing in (("the site", site), ("the worker", worker)) if missing]
             say(f"miehistod | not ready yet: waiting for {' and '.join(waiting)}")
             report_at = loop.time() + REPORT_EVERY
         await asyncio.sleep(PAUSE)

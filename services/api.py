@@ -68,6 +68,7 @@ async def create_service(
             env=body.env,
             name=body.name,
             binds=body.binds,
+            data=body.data,
             **_who(request),
         )
 

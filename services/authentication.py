@@ -1,25 +1,34 @@
 """Who is calling the API: a Bearer token, or the session of someone logged in to the pages."""
 
 import hashlib
+import logging
 import secrets
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.db import transaction
 from django.db.models import Q
 from django.http import HttpRequest
 from django.utils import timezone
 from ninja.security import HttpBearer
 from ninja.utils import check_csrf
 
-from services.actors import require_viewer
+from services.actors import Actor, require_viewer
+from services.auditing import record_audit
 from services.models import ApiToken
-from services.problems import not_allowed
+from services.problems import Problem, bad_input, not_allowed
 from services.threads import in_thread
+from services.throttle import TOKENS
+from services.validation import text
 
 # `last_used_at` is for people, who don't mind; a write each request would cost more than all the rest.
 USED_EVERY = timedelta(minutes=10)
+MOST_LABEL = 100
+MOST_DAYS = 3650
+
+log = logging.getLogger(__name__)
 
 
 def digest(token: str) -> str:
@@ -27,11 +36,40 @@ def digest(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
 
 
-def issue(user: AbstractBaseUser, label: str = "") -> str:
-    """Make a token for `user` and return it; it can't be shown again."""
+def issue(user: AbstractBaseUser, label: str = "", expires_at: datetime | None = None) -> str:
+    """Make a token for `user` and return it; it can't be shown again. expires_at: None for never."""
     token = secrets.token_urlsafe(32)
-    ApiToken.objects.create(user_id=user.pk, digest=digest(token), label=label)
+    ApiToken.objects.create(user_id=user.pk, digest=digest(token), label=label, expires_at=expires_at)
     return token
+
+
+def issue_as_asked(user: AbstractBaseUser, label: object, days: object, *, source: str) -> str:
+    """Make a token as somebody asks for one, for himself or in the server's shell.
+
+    label: what it is for. days: until it ends, 0 for never (in the server's shell alone).
+    Raises Problem bad_input.
+    """
+    label = text(label, "label", limit=MOST_LABEL)
+    least = 0 if source == "manage" else 1
+    number = str(days)
+    if not (number.isascii() and number.isdigit() and least <= int(number[:6]) <= MOST_DAYS):
+        raise bad_input(
+            f"A token cannot last {number[:80]!r} days.",
+            f"Give a number from {least} to {MOST_DAYS}.",
+            field="days",
+        )
+    expires_at = timezone.now() + timedelta(days=int(number)) if int(number) else None
+    with transaction.atomic():
+        token = issue(user, label, expires_at)
+        record_audit(user, source, "make_token", detail={"label": label, "days": int(number)})
+    return token
+
+
+def revoke(token: ApiToken, *, actor: Actor, source: str) -> None:
+    """End a token for good."""
+    with transaction.atomic():
+        record_audit(actor, source, "revoke_token", detail={"label": token.label, "of": token.user.username})
+        token.delete()
 
 
 def user_of(token: str) -> AbstractBaseUser | None:
@@ -78,7 +116,32 @@ class TokenOrSession(HttpBearer):
         return await in_thread(_viewer, request, user)
 
     async def authenticate(self, request: HttpRequest, token: str) -> Any:
-        return await in_thread(lambda: _viewer(request, user_of(token)))
+        user = await in_thread(lambda: _viewer(request, user_of(token)))
+        if user is None:
+            _count_guess(request)
+        return user
+
+
+def _count_guess(request: HttpRequest) -> None:
+    """Remember a wrong token. Raises Problem too_many_guesses once an address has sent too many.
+
+    A token is 256 random bits, so guessing is hopeless; this is for the log, and for the program that asks
+    all day long with a token that has ended. A right token from the same address is still heard.
+    """
+    address = request.META.get("REMOTE_ADDR") or "unix"
+    wait = TOKENS.wait(address)
+    if not wait:
+        count = TOKENS.count(address)
+        if count in {1, TOKENS.limit}:
+            log.warning("wrong or ended token from %s (%d within %d s)", address, count, TOKENS.window)
+        return
+    raise Problem(
+        "too_many_guesses",
+        "Too many wrong tokens came from your address.",
+        f"Wait {wait} s; a token that has ended never comes back, so make another.",
+        http_status=429,
+        details={"retry_after": wait},
+    )
 
 
 def _viewer(request: HttpRequest, user: AbstractBaseUser | None) -> AbstractBaseUser | None:

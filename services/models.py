@@ -67,6 +67,7 @@ class Service(models.Model):
     cwd = models.CharField(max_length=4096, default="/")
     env = models.JSONField(blank=True, default=dict)
     binds = models.JSONField(blank=True, default=list)
+    data = models.JSONField(blank=True, default=list)
     status = models.CharField(
         max_length=16, choices=_choices(ServiceState), default=ServiceState.CREATED.value
     )

@@ -42,13 +42,15 @@ def request_create(
     env: dict[str, str] | None = None,
     name: str = "",
     binds: list[str] | None = None,
+    data: list[str] | None = None,
     actor: Actor,
     source: str,
 ) -> Job:
     """Make a service and ask for its first start.
 
     argv: the command and its arguments. user, group: names or numbers, "" for root and its group.
-    cwd: absolute. binds: extra SRC:DST[:ro]. source: web, api, mhctl, manage or agent.
+    cwd: absolute. binds: extra SRC:DST[:ro]. data: files and folders
+    that must be at a restore what they were at the dump. source: web, api, mhctl, manage or agent.
     Raises Problem bad_input, name_taken, not_allowed.
     """
     require_operator(actor)
@@ -72,6 +74,7 @@ def request_create(
         cwd=validation.folder(cwd or "/"),
         env=checked_env,
         binds=checked_binds,
+        data=validation.data_paths(data or [], "data"),
         created_at=now,
         changed_at=now,
         created_by=name_of(actor),
@@ -108,6 +111,7 @@ def adopt(
         "cwd": spec.get("cwd") or "/",
         "env": spec.get("env", {}),
         "binds": spec.get("binds", []),
+        "data": spec.get("data", []),
         "status": state.value,
         "created_at": now,
         "changed_at": now,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from django.contrib import messages
+from django.contrib.auth.models import User
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 
@@ -29,3 +30,10 @@ def found(find: Callable[[], R]) -> R:
         return find()
     except Problem as problem:
         raise Http404(problem.message) from problem
+
+
+def user_of_page(request: HttpRequest) -> User:
+    """Return who is logged in; behind the gate somebody is."""
+    user = request.user
+    assert isinstance(user, User)
+    return user

@@ -43,6 +43,7 @@ def service_object(service: Service) -> dict[str, Any]:
         "cwd": service.cwd,
         "env": service.env,
         "binds": service.binds,
+        "data": service.data,
         "exit_code": service.exit_code,
         "exit_signal": service.exit_signal,
         "created": moment(service.created_at),

@@ -29,6 +29,7 @@ _LOOKED_AT = (
 _EDITED = (
     *(f"auth.{verb}_user" for verb in ("view", "add", "change", "delete")),
     "auth.view_group",
+    *(f"axes.{verb}_accessattempt" for verb in ("view", "delete")),
     *(f"services.{verb}_apitoken" for verb in ("view", "change", "delete")),
     *(
         f"django_celery_beat.{verb}_{model}"

@@ -13,7 +13,9 @@ class Input(Schema):
 
 
 class NewService(Input):
-    """args: command and arguments. user, group: names or numbers. cwd: absolute. binds: SRC:DST[:ro]."""
+    """args: command and arguments. user, group: names or numbers. cwd: absolute. binds: SRC:DST[:ro].
+    data: files and folders, as the service sees them, that a restore compares with what they were.
+    """
 
     args: list[str]
     user: str = "root"
@@ -22,6 +24,7 @@ class NewService(Input):
     env: dict[str, str] = Field(default_factory=dict)
     name: str = ""
     binds: list[str] = Field(default_factory=list)
+    data: list[str] = Field(default_factory=list)
 
 
 class Rename(Input):
@@ -102,6 +105,7 @@ class ServiceAnswer(Schema):
     cwd: str
     env: dict[str, str]
     binds: list[str]
+    data: list[str]
     exit_code: int | None
     exit_signal: int | None
     created: str

@@ -12,6 +12,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")
 LOOKS_LIKE_ID = re.compile(r"[0-9a-fA-F]{32}\Z")
 BIND_PARTS = (2, 3)
+MOST_DATA_PATHS = 64
 SPELLING = "See /api/v1/docs for how it is spelled."
 
 
@@ -129,6 +130,31 @@ def binds(value: object) -> list[str]:
                 field="binds",
             )
         checked.append(bind)
+    return checked
+
+
+def data_paths(value: object, field: str) -> list[str]:
+    """Return absolute paths of files or folders that hold a service's data, without "." and ".." in them."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise bad_input(f"The value of {field} must be a list of absolute paths.", SPELLING, field=field)
+    if len(value) > MOST_DATA_PATHS:
+        raise bad_input(
+            f"There are {len(value)} paths in {field}, more than the {MOST_DATA_PATHS} allowed.",
+            "Name a folder that holds them.",
+            field=field,
+        )
+    checked: list[str] = []
+    for item in value:
+        parts = [part for part in folder(item, field).split("/") if part]
+        if not parts or {".", ".."} & set(parts):
+            raise bad_input(
+                f"The path {item[:160]!r} in {field} cannot be the place of a service's data.",
+                'Name a file or a folder below /, without "." and ".." in it.',
+                field=field,
+            )
+        path = "/" + "/".join(parts)
+        if path not in checked:
+            checked.append(path)
     return checked
 
 

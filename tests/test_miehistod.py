@@ -6,10 +6,12 @@ The whole daemon with the real site is tested end to end elsewhere.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -369,10 +371,44 @@ def main(settings: Settings, *words: str, **more: str) -> subprocess.CompletedPr
 @pytest.mark.parametrize("shared", ["run_dir", "state_dir"])
 def test_a_second_miehistod_is_told_who_holds_the_folder(settings: Settings, shared: str) -> None:
     folder = getattr(settings, shared)
-    with folders.take_lock(folder):
+    with folders.take_locks(folder):
         done = main(settings)
     assert done.returncode == 1
     assert f"miehistod is running already: process {os.getpid()} holds {folder}/miehistod.lock" in done.stderr
+
+
+def test_parts_of_their_own_exclude_themselves_and_a_whole_miehistod(settings: Settings) -> None:
+    with folders.take_locks(settings.run_dir, frozenset(["worker"])):
+        with folders.take_locks(settings.run_dir, frozenset(["site", "redis"])):
+            again = main(settings, "--only", "scheduler,worker")
+        whole = main(settings)
+    assert f"process {os.getpid()} holds {settings.run_dir}/miehistod-worker.lock" in again.stderr
+    assert f"holds {settings.run_dir}/miehistod.lock" in whole.stderr
+
+
+@pytest.mark.parametrize("words", [["--only"], ["--only", ""], ["--only", "site,web"], ["--all"]])
+def test_a_part_that_does_not_exist_is_bad_usage(settings: Settings, words: list[str]) -> None:
+    done = main(settings, *words)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: miehistod")
+
+
+def test_parts_of_their_own_do_not_touch_the_database(settings: Settings) -> None:
+    done = main(settings, "--only", "scheduler")
+    assert done.returncode == 1
+    assert "run `miehistod --prepare`" in done.stderr
+
+
+def test_a_database_of_a_newer_miehisto_is_refused(settings: Settings) -> None:
+    main(settings, "--prepare")
+    with contextlib.closing(sqlite3.connect(settings.database_dir / "db.sqlite3")) as database, database:
+        database.execute(
+            "INSERT INTO django_migrations (app, name, applied) "
+            "VALUES ('services', '9999_later', '2030-01-01')"
+        )
+    done = main(settings, "--only", "scheduler")
+    assert done.returncode == 1
+    assert "It belongs to a newer Miehistö, with services.9999_later." in done.stderr
 
 
 def test_to_prepare_leaves_a_running_nodes_token_alone(settings: Settings) -> None:

@@ -6,11 +6,12 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.isolation import FOLDER
-from tests.servers import Redis, connected, started
+from tests.servers import Redis, connected, program, started
 from tests.stack import Stack, eventually
 from worker import orphans, process
 
@@ -71,30 +72,81 @@ def test_services_outlive_miehistod_and_its_worker(second_node: Stack, folder: P
         assert node.show("service", service)["pid"] != running["pid"]
 
 
+def kill_supervisor(node: Stack, service: str) -> dict[str, Any]:
+    """Kill a service's runmh, and return the service as it is shown once another has taken over."""
+    before = node.show("service", service)
+    os.kill(before["ppid"], signal.SIGKILL)
+
+    def look() -> dict[str, Any]:
+        now = node.show("service", service)
+        return now if now["ppid"] != before["ppid"] else {}
+
+    after = eventually(look)
+    assert (after["status"], after["pid"]) == ("running", before["pid"])
+    assert "another one has taken over" in after["status_reason"]
+    assert process.Process.of(after["ppid"])
+    return after
+
+
 def test_a_service_outlives_its_supervisor(second_node: Stack, folder: Path) -> None:
-    """It is neither taken for dead nor started a second time, and a dump and a restore give it another."""
+    """It is neither taken for dead nor started twice: another supervisor takes over what the first had."""
     node = second_node
     server = Redis(folder)
     service = started(node, server)
     with connected(server.port) as client:
         assert client.ask("SET told nobody") == "+OK"
-    before = node.show("service", service)
 
-    os.kill(before["ppid"], signal.SIGKILL)
-    shown = eventually(lambda: (now := node.show("service", service))["status_reason"] and now)
-    assert (shown["status"], shown["pid"]) == ("running", before["pid"])
-    assert "supervisor was killed" in shown["status_reason"]
-    refused = node.mhctl("service", "start", service, check=False)
-    assert (refused.code, "running" in refused.err) == (1, True)
-
-    node.restore(node.dump(service))
-    with connected(server.port) as client:
+        kill_supervisor(node, service)
+        refused = node.mhctl("service", "start", service, check=False)
+        assert (refused.code, "running" in refused.err) == (1, True)
+        # It is dumped and restored as if it had been its own child.
+        node.restore(node.dump(service))
         assert client.ask("GET told", lines=2) == "nobody"
-    after = node.show("service", service)
-    assert (after["status"], after["status_reason"]) == ("running", "")
-    assert process.Process.of(after["ppid"])
+        after = node.show("service", service)
+        assert (after["status"], after["status_reason"]) == ("running", "")
 
-    # One that nobody watches can be stopped, too.
-    os.kill(after["ppid"], signal.SIGKILL)
+        # One that was restored is taken over, too, and stopped.
+        kill_supervisor(node, service)
+        assert client.ask("GET told", lines=2) == "nobody"
     node.mhctl("service", "stop", service)
-    assert process.Process.of(after["pid"]) is None
+    stopped = node.show("service", service)
+    assert (stopped["status"], stopped["exit_code"], stopped["pid"]) == ("stopped", 0, None)
+
+
+def test_nothing_is_lost_of_what_a_service_says_while_its_supervisor_is_dead(second_node: Stack) -> None:
+    """It may say more than fits into its pipe, and how it ends is known as well."""
+    node = second_node
+    count = 40_000
+    script = f"import time\nfor n in range({count}): print(n, flush=True)\ntime.sleep(1)\nraise SystemExit(7)"
+    service = node.create(program("python3"), "-c", script)
+
+    kill_supervisor(node, service)
+    kill_supervisor(node, service)
+    ended = eventually(lambda: (shown := node.show("service", service))["status"] == "exited" and shown)
+    assert ended["exit_code"] == 7
+    lines = node.mhctl("service", "logs", "-n", str(2 * count), service).out.splitlines()
+    assert lines == [str(n) for n in range(count)]
+
+
+def test_a_service_that_ends_with_its_supervisor_is_not_forgotten(second_node: Stack) -> None:
+    node = second_node
+    service = node.create("sleep", "3600")
+    before = node.show("service", service)
+    (init,) = process.children(before["ppid"])
+    os.kill(before["ppid"], signal.SIGSTOP)  # it shall not say how its service ended
+    for pid in (init, before["ppid"]):
+        os.kill(pid, signal.SIGKILL)
+    ended = eventually(lambda: (shown := node.show("service", service))["status"] == "exited" and shown)
+    assert ended["status_reason"].startswith("It ended, and its supervisor with it")
+    node.mhctl("service", "start", service)
+
+
+def test_the_end_of_an_init_is_told_from_that_of_its_service(second_node: Stack) -> None:
+    """The kernel kills all of a PID namespace with its init."""
+    node = second_node
+    service = node.create("sleep", "3600")
+    before = node.show("service", service)
+    os.kill(process.children(before["ppid"])[0], signal.SIGKILL)
+    ended = eventually(lambda: (shown := node.show("service", service))["status"] == "exited" and shown)
+    assert ended["exit_signal"] == signal.SIGKILL
+    assert ended["status_reason"] == "Its init was killed by SIGKILL, and with it all of its processes."

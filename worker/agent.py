@@ -6,11 +6,13 @@ died, and sends again what the queue has lost.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from celery import bootsteps, current_app
@@ -19,10 +21,11 @@ from django.db import DatabaseError, close_old_connections, connection
 
 from services import operations
 from services.models import Job, Service
-from services.states import JobState, ServiceState
+from services.states import JobState
 from worker import criu, exporting, host, importing, reconcile, supervision
 from worker.errors import JobFailed
 from worker.paths import Paths
+from worker.supervision import Running
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,7 @@ HEARTBEAT_EVERY = 5.0
 SWEEP_EVERY = 2.0
 TIDY_EVERY = 600.0
 RESEND_AFTER = 10.0
+TAKE_OVER_WITHIN = 5.0
 
 
 class Agent:
@@ -48,7 +52,9 @@ class Agent:
         self._criu_binary = criu_binary
         self._seen: dict[str, tuple[int, int]] = {}
         self._watched: dict[str, int] = {}
+        self._outputs: dict[str, int] = {}
         self._poll = select.poll()
+        os.register_at_fork(after_in_child=self._let_go)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self.run, name="agent", daemon=True)
 
@@ -69,6 +75,7 @@ class Agent:
         while not self._stopping.is_set():
             now = time.monotonic()
             try:
+                new = self.keep()
                 close_old_connections()
                 if now - beat >= HEARTBEAT_EVERY:
                     operations.heartbeat(self._node, version, os.uname().release, can)
@@ -83,7 +90,7 @@ class Agent:
                     importing.sweep(self._paths.images)
                     exporting.sweep(self._paths.archives)
                     tidy = now
-                self.look()
+                self.look(new)
             except DatabaseError as error:
                 log.warning("the agent cannot write what it sees, and tries again: %s", error)
                 self._seen.clear()
@@ -101,20 +108,28 @@ class Agent:
             log.warning("%s %s", failure.message, failure.remedy)
             return ""
 
-    def look(self) -> None:
-        """Bring the rows of services whose state file changed, or whose supervisor ended, up to date."""
-        present = set()
+    def keep(self) -> list[tuple[str, tuple[int, int], bool]]:
+        """Watch over services whose state file changed, or whose supervisor ended; needs no database.
+
+        Returns:
+            Of each: its id, the stamp of its state, and whether it has what it needs.
+        """
+        present = {}
         for entry in os.scandir(self._paths.run_dir / "services"):
-            present.add(entry.name)
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 found = os.stat(f"{entry.path}/state.json")
-            except FileNotFoundError:
-                continue
-            stamp = (found.st_ino, found.st_mtime_ns)
-            if self._seen.get(entry.name) != stamp and self._observe(entry.name):
-                self._seen[entry.name] = stamp
-        for gone in set(self._seen) - present:
+                present[entry.name] = (found.st_ino, found.st_mtime_ns)
+        for gone in (self._seen.keys() | self._outputs.keys()) - present.keys():
             self._forget(gone)
+            self._hold(gone, None)
+        new = {name: stamp for name, stamp in present.items() if self._seen.get(name) != stamp}
+        return [(name, stamp, self._keep(name)) for name, stamp in new.items()]
+
+    def look(self, new: Sequence[tuple[str, tuple[int, int], bool]]) -> None:
+        """Bring the rows of these services, as `keep` returned them, up to date."""
+        for name, stamp, kept in new:
+            if self._observe(name) and kept:
+                self._seen[name] = stamp
 
     def _observe(self, service_id: str) -> bool:
         """Write what is true of a service; False if that has to be looked at again."""
@@ -126,21 +141,50 @@ class Agent:
         found = reconcile.truth(self._paths, service_id)
         if found is None:
             return True
-        if found.state is ServiceState.RUNNING:
-            self._watch(service_id)
         if operations.observe(service_id, state=found.state, **found.extras(), as_of=changed_at):
             return True
         # A job that works on the service has the word; what it leaves is looked at once more after it.
         working = Job.objects.filter(service=service_id, status=JobState.RUNNING).exists()
         return not working and row.filter(changed_at=changed_at).exists()
 
-    def _watch(self, service_id: str) -> None:
+    def _keep(self, service_id: str) -> bool:
+        """Watch a service that runs, by its supervisor; give it one if that was killed.
+
+        Returns:
+            False if it runs without a supervisor even so: that has to be tried again.
+        """
         self._forget(service_id)
         running = supervision.running(self._paths, service_id)
-        descriptor = (running.runmh.open() or running.init.open()) if running else None
+        self._hold(service_id, running)
+        if running is None:
+            return True
+        descriptor = running.runmh.open()
         if descriptor is not None:
             self._watched[service_id] = descriptor
             self._poll.register(descriptor, select.POLLIN)
+            return True
+        output = self._outputs.get(service_id)
+        if output is None or not supervision.take_over(self._paths, service_id, output, TAKE_OVER_WITHIN):
+            return False
+        return self._keep(service_id)
+
+    def _hold(self, service_id: str, running: Running | None) -> None:
+        """Hold a read end of a running service's output, so that it outlives its supervisor's death."""
+        held = self._outputs.get(service_id)
+        if held is not None and (running is None or os.fstat(held).st_ino != running.pipe):
+            os.close(self._outputs.pop(service_id))
+            held = None
+        if held is None and running is not None:
+            found = supervision.output_of(running)
+            if found is not None:
+                self._outputs[service_id] = found
+
+    def _let_go(self) -> None:
+        """Close in a new process of the worker's pool what is only this one's to watch."""
+        for descriptor in (*self._watched.values(), *self._outputs.values()):
+            os.close(descriptor)
+        self._watched.clear()
+        self._outputs.clear()
 
     def _forget(self, service_id: str) -> None:
         self._seen.pop(service_id, None)

@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 
 import pycriu.rpc_pb2 as rpc
 
-from worker import connections, criu, manifest
-from worker.errors import JobFailed
+from worker import connections, criu, files, manifest
+from worker.durable import write_json
+from worker.errors import JobFailed, describe
 from worker.explaining import explained
 from worker.sums import GrowingSums
 from worker.supervision import Running
 from worker.tools import Tools
+from worker.trees import TreeRefused
 
 _LAST_BREATH = 1.0
 """Seconds after which a service that has not ended will not end because of a signal of CRIU's."""
@@ -66,8 +68,9 @@ class Dump:
         self.final = tools.paths.image(image_id)
         self.work = tools.work_folder(service_id)
         self.sums = GrowingSums(self.partial)
+        self.spec: dict[str, Any] = json.loads(tools.paths.spec(service_id).read_bytes())
         self.sealed: dict[str, Any] | None = None
-        self.sealing_failed: OSError | None = None
+        self.sealing_failed: OSError | TreeRefused | None = None
         self.sealing_seconds = 0.0
 
     def run(self) -> Dumped:
@@ -75,7 +78,7 @@ class Dump:
         try:
             with GrowingSums(self.partial) as self.sums:
                 answer = self._call()
-                if answer.success and self.leave_running:
+                if answer.success and self.leave_running and self.sealing_failed is None:
                     self._seal()
             if self.sealed is None or not answer.success:
                 raise self._failure()
@@ -118,7 +121,7 @@ class Dump:
                 opts.leave_running = self.leave_running
                 opts.unprivileged = self.account is not None
                 opts.external.extend(criu.external_for_dump(self.running.mounts))
-                opts.notify_scripts = not self.leave_running
+                opts.notify_scripts = True
                 return call.converse(
                     request, timeout=tools.timeout, on_notify=self._on_notify, subject=self.running.init
                 )
@@ -127,10 +130,23 @@ class Dump:
             os.chown(self.work, 0, 0)
 
     def _on_notify(self, stage: str) -> bool:
-        """Seal the image while CRIU holds the service frozen (its stage "post-dump")."""
+        """Do what wants the service frozen, as CRIU holds it at its stage "post-dump"."""
         if stage == "post-dump":
-            self._seal()
+            self._look_at_the_disk()
+            if not self.leave_running and self.sealing_failed is None:
+                self._seal()
         return self.sealing_failed is None
+
+    def _look_at_the_disk(self) -> None:
+        """Record what of the disk the memory believes, at the moment that the memory is of."""
+        running = self.running
+        try:
+            found = files.record(
+                running.init.pid, self.spec.get("data", []), running.mounts, runs_on=self.leave_running
+            )
+            write_json(self.partial / files.NAME, found, durable=False)
+        except (OSError, TreeRefused) as error:
+            self.sealing_failed = error
 
     def _seal(self) -> None:
         self.tools.step("sealing image")
@@ -139,7 +155,7 @@ class Dump:
         facts = {
             "image": self.image_id,
             "service": self.service_id,
-            "spec": json.loads(self.tools.paths.spec(self.service_id).read_bytes()),
+            "spec": self.spec,
             "created": time.time(),
             "leave_running": self.leave_running,
             "options": self.options,
@@ -159,9 +175,15 @@ class Dump:
 
     def _failure(self) -> JobFailed:
         if self.sealing_failed is not None:
+            if isinstance(self.sealing_failed, TreeRefused):
+                return JobFailed(
+                    "data_refused",
+                    f"The service's data could not be looked at: {self.sealing_failed}",
+                    "Declare its data anew (--data, --carry); the service runs as before.",
+                )
             return JobFailed(
                 "pool_full" if self.sealing_failed.errno == errno.ENOSPC else "sealing_failed",
-                f"The image could not be sealed: {self.sealing_failed.strerror}.",
+                f"The image could not be sealed: {describe(self.sealing_failed)}.",
                 "Make room in the pool (mhctl image list), or look at its disk; the service runs as before.",
             )
         return explained("dump", self.partial, self.work / "dump.log")

@@ -26,7 +26,8 @@ def write_json(path: Path | str, content: Any, *, durable: bool = True, mode: in
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(content, file, ensure_ascii=False, separators=(",", ":"))
+            # In ASCII, for a file's name need not be UTF-8 (os.fsdecode).
+            json.dump(content, file, separators=(",", ":"))
             if durable:
                 file.flush()
                 os.fsync(file.fileno())

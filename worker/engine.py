@@ -31,6 +31,9 @@ from worker.restoring import restore
 from worker.supervision import Running
 from worker.tools import Tools
 
+_FOR_A_TAKE_OVER = 5.0
+"""Seconds to wait for who gives the service a new supervisor, which takes a tenth of one."""
+
 
 class Ended(NamedTuple):
     """How a service ended: an exit code or a signal number, never both."""
@@ -60,7 +63,7 @@ class Engine:
         """
         folder = self.paths.runtime(service_id)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with locks.held(self.paths.job_lock(service_id)) as lock:
+        with locks.held(self.paths.job_lock(service_id), _FOR_A_TAKE_OVER) as lock:
             if lock is None:
                 raise JobFailed(
                     "service_busy",
@@ -154,8 +157,11 @@ class Engine:
                 self.tools, service_id, image_id, running, account, leave_running, lock, options or {}
             ).run()
 
-    def restore(self, service_id: str, image_id: str) -> Running:
+    def restore(self, service_id: str, image_id: str, *, accept_changed_files: bool = False) -> Running:
         """Restore a service from an image.
+
+        Args:
+            accept_changed_files: also if files on the disk have moved on since.
 
         Raises:
             JobFailed: it was not restored; nothing of it runs, and the image is as good as before.
@@ -166,7 +172,14 @@ class Engine:
             preflight.check_mounts(facts)
             self.paths.empty_root.mkdir(mode=0o700, exist_ok=True)
             try:
-                running = restore(self.tools, service_id, image_id, facts, lock)
+                running = restore(
+                    self.tools,
+                    service_id,
+                    image_id,
+                    facts,
+                    lock,
+                    accept_changed_files=accept_changed_files,
+                )
             except BaseException:
                 # The service is what it was before; a last word that says "failed" would make it another.
                 self.paths.state(service_id).unlink(missing_ok=True)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # runmh, which holds a lock as long as it lives, stays small without pathlib
     from collections.abc import Iterator
     from pathlib import Path
+
+_LOOK_EVERY = 0.01
 
 
 def take(path: str | Path) -> int | None:
@@ -28,14 +31,20 @@ def take(path: str | Path) -> int | None:
 
 
 @contextmanager
-def held(path: str | Path) -> Iterator[int | None]:
+def held(path: str | Path, patience: float = 0.0) -> Iterator[int | None]:
     """Hold the lock file `path` for the block, or longer in a process that inherits the descriptor.
 
+    Args:
+        path: the lock file.
+        patience: seconds to wait for another process that has the lock.
+
     Yields:
-        The descriptor, or None, without waiting, if another process has the lock or the folder is gone.
+        The descriptor, or None if another process has the lock or the folder is gone.
     """
+    deadline = time.monotonic() + patience
     try:
-        descriptor = take(path)
+        while (descriptor := take(path)) is None and time.monotonic() < deadline:
+            time.sleep(_LOOK_EVERY)
     except FileNotFoundError:
         descriptor = None
     try:

@@ -30,10 +30,8 @@ _LAST_WORD_WITHIN = 0.5
 """Seconds that a supervisor may take to write how its service ended."""
 
 
-_UNWATCHED = (
-    "Its supervisor was killed: what it prints is lost, and how it ends will not be known."
-    " Dump and restore it to give it another."
-)
+_UNWATCHED = "Its supervisor was killed, and another one is about to take over."
+_ADOPTED = "Its supervisor was killed, and another one has taken over."
 
 
 class Truth(NamedTuple):
@@ -54,10 +52,11 @@ class Truth(NamedTuple):
 def truth(paths: Paths, service_id: str) -> Truth | None:
     """Return what the process table and the supervisor's last word say; None if they say nothing."""
     running = supervision.running(paths, service_id)
-    if running is not None and running.runmh.alive():
-        return Truth(ServiceState.RUNNING, running.shown_pid, running.runmh.pid)
     if running is not None:
-        return Truth(ServiceState.RUNNING, running.shown_pid, reason=_UNWATCHED)
+        watched = running.runmh.alive()
+        reason = (_ADOPTED if running.adopted else "") if watched else _UNWATCHED
+        supervisor = running.runmh.pid if watched else None
+        return Truth(ServiceState.RUNNING, running.shown_pid, supervisor, reason=reason)
     state = supervision.read_state(paths, service_id)
     if state.get("phase") == "running":
         # The service has just ended and its supervisor is about to say how.
@@ -66,15 +65,24 @@ def truth(paths: Paths, service_id: str) -> Truth | None:
     match state.get("phase"):
         case "ended":
             ended = Ended(state.get("exit_code"), state.get("exit_signal"))
-            reason = f"It ended by itself ({describe(ended)})."
-            return Truth(ServiceState.EXITED, None, None, *ended, reason=reason)
-        case "running":
+            return Truth(ServiceState.EXITED, None, None, *ended, reason=_how(state, ended))
+        case "running" | "starting" | "restoring" if not Process(*state["runmh"]).alive():
+            if not state.get("init"):
+                return Truth(ServiceState.FAILED, reason="Its supervisor was killed before it had begun.")
             return Truth(
                 ServiceState.EXITED, reason="It ended, and its supervisor with it: no exit status is known."
             )
         case "failed":
             return Truth(ServiceState.FAILED, reason=str(state.get("error", {}).get("message", "")))
     return None
+
+
+def _how(state: dict[str, Any], ended: Ended) -> str:
+    if ended == (None, None):
+        return "It ended unseen after its supervisor had been killed: no exit status is known."
+    if state.get("whole"):
+        return f"Its init was {describe(ended)}, and with it all of its processes."
+    return f"It ended by itself ({describe(ended)})."
 
 
 def identity(node: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pycriu.rpc_pb2 as rpc
 
-from worker import connections, criu, manifest, supervision, warm
+from worker import connections, criu, files, manifest, supervision, warm
 from worker.errors import JobFailed
 from worker.explaining import explained
 from worker.process import Process
@@ -26,12 +26,21 @@ from worker.supervision import Running
 from worker.tools import Tools
 
 
-def restore(tools: Tools, service_id: str, image_id: str, facts: dict[str, Any], lock: int) -> Running:
+def restore(
+    tools: Tools,
+    service_id: str,
+    image_id: str,
+    facts: dict[str, Any],
+    lock: int,
+    *,
+    accept_changed_files: bool = False,
+) -> Running:
     """Restore a service from a sound image.
 
     Args:
         facts: the image's manifest.
         lock: the descriptor of the lock that CRIU holds as long as it works.
+        accept_changed_files: restore also where files on the disk are not what the memory believes.
 
     Raises:
         JobFailed: nothing of it runs, and the image is as good as before.
@@ -66,8 +75,12 @@ def restore(tools: Tools, service_id: str, image_id: str, facts: dict[str, Any],
         faults = manifest.faults(image, facts)
         if faults:
             raise manifest.damaged(image, faults)
+        tools.step("comparing files")
+        changes = files.changes(files.read(image), facts["mounts"])
+        files.refuse(changes, accepted=accept_changed_files)
         tools.step("restoring")
-        restored = _converse(tools, call, service_id, image_id, facts, work)
+        with files.waived(image, changes, work / "waived") as read_from:
+            restored = _converse(tools, call, service_id, image_id, facts, work, read_from)
     except BaseException:
         call.close()
         supervision.give_up(tools.paths, service_id)
@@ -85,7 +98,13 @@ def restore(tools: Tools, service_id: str, image_id: str, facts: dict[str, Any],
 
 
 def _converse(
-    tools: Tools, call: criu.Call, service_id: str, image_id: str, facts: dict[str, Any], work: Path
+    tools: Tools,
+    call: criu.Call,
+    service_id: str,
+    image_id: str,
+    facts: dict[str, Any],
+    work: Path,
+    read_from: Path,
 ) -> Process | None:
     """Send CRIU the request, let nothing run before all of the image is verified, and return its init."""
     image = tools.paths.image(image_id)
@@ -102,7 +121,7 @@ def _converse(
         return stage != "post-restore" or not verdict.result()
 
     try:
-        with criu.folders(image, work) as (image_fd, work_fd):
+        with criu.folders(read_from, work) as (image_fd, work_fd):
             request = rpc.criu_req(type=rpc.RESTORE, opts=criu.common_options())
             opts = request.opts
             opts.images_dir_fd = image_fd

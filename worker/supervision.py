@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import select
 import signal
@@ -17,6 +18,8 @@ from worker.errors import JobFailed
 from worker.paths import Paths
 from worker.process import Process
 
+log = logging.getLogger(__name__)
+
 
 class Running(NamedTuple):
     """A service that runs.
@@ -28,6 +31,7 @@ class Running(NamedTuple):
         mounts: (target, source) of each file system it sees besides its root.
         pipe: inode of the pipe that its output goes to.
         image: id of the image it was restored from; empty if it was started.
+        adopted: whether its first supervisor was killed, and `runmh` has taken over.
     """
 
     runmh: Process
@@ -36,6 +40,7 @@ class Running(NamedTuple):
     mounts: list[tuple[str, str]]
     pipe: int
     image: str
+    adopted: bool = False
 
     def wait(self, seconds: float) -> bool:
         """Wait until the service has ended and its supervisor has said how; False if that takes longer."""
@@ -103,7 +108,7 @@ def begin(
     paths: Paths,
     action: str,
     service_id: str,
-    tini: str,
+    tini: str = "",
     *,
     descriptors: Mapping[str, int] | None = None,
     options: Mapping[str, str] | None = None,
@@ -113,8 +118,8 @@ def begin(
     `settle` or `running` must be called on what is returned.
 
     Args:
-        action: ``start`` or ``restore``.
-        tini: the init program.
+        action: ``start``, ``restore`` or ``adopt``.
+        tini: the init program; not needed to adopt.
         descriptors: what it inherits, by the names of the options that tell it their numbers.
         options: more words of its command line.
     """
@@ -145,6 +150,46 @@ def launch(paths: Paths, action: str, service_id: str, tini: str, timeout: float
         JobFailed: it could not be started.
     """
     return begin(paths, action, service_id, tini).running(timeout)
+
+
+def output_of(found: Running) -> int | None:
+    """Return another read end of the pipe that a running service prints to; None if there is none.
+
+    As long as one is open the service may print, though its supervisor be dead: nothing is lost, and nobody
+    gets a SIGPIPE. What is printed waits in the pipe.
+    """
+    try:
+        # A look at a pipe in /proc makes a new end of it (proc(5), "/proc/pid/fd").
+        descriptor = os.open(f"/proc/{found.init.pid}/fd/1", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    if os.fstat(descriptor).st_ino != found.pipe or not found.init.alive():
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def take_over(paths: Paths, service_id: str, output: int, timeout: float) -> bool:
+    """Give a service whose supervisor was killed another one; False if that cannot be done now.
+
+    Args:
+        output: a read end of the service's pipe, as `output_of` returns it.
+        timeout: seconds that the new supervisor may take.
+    """
+    with locks.held(paths.job_lock(service_id)) as lock:
+        # A job on the service goes first: it may end it, or give it another supervisor.
+        if lock is None:
+            return False
+        found = running(paths, service_id)
+        if found is None or found.runmh.alive():
+            return False
+        try:
+            begin(paths, "adopt", service_id, descriptors={"pipe-fd": output}).running(timeout)
+        except JobFailed as failure:
+            log.warning("service %s is not taken over: %s", service_id, failure.message)
+            return False
+    log.warning("service %s is taken over: its supervisor had been killed", service_id)
+    return True
 
 
 def give_up(paths: Paths, service_id: str) -> None:
@@ -190,6 +235,7 @@ def _running(state: Mapping[str, Any]) -> Running:
         mounts=[(target, source) for target, source in state["mounts"]],
         pipe=state["pipe"],
         image=state["image"],
+        adopted=bool(state.get("adopted")),
     )
 
 

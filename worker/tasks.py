@@ -174,6 +174,7 @@ def _spec(job: Job) -> dict[str, Any]:
         "cwd": service.cwd,
         "env": service.env,
         "binds": service.binds,
+        "data": service.data,
     }
 
 
@@ -207,7 +208,8 @@ def _dump(job: Job, engine: Engine) -> Outcome:
 
 def _restore(job: Job, engine: Engine) -> Outcome:
     engine.take_back(job.service_ref, _spec(job))
-    running = engine.restore(job.service_ref, job.image_id)
+    accepted = bool(job.options.get("accept_changed_files"))
+    running = engine.restore(job.service_ref, job.image_id, accept_changed_files=accepted)
     return Outcome(
         _alive(running), {"image": job.image_id, "service": job.service_ref, "pid": running.shown_pid}
     )

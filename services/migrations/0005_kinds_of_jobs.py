@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('services', '0004_roles'),
+        ('services', '0005_service_data'),
     ]
 
     operations = [

@@ -21,6 +21,7 @@ from worker.locks import take
 from worker.process import Process, children
 from worker.runmh.launch import become_service, binds_of
 from worker.runmh.log import RotatedLog
+from worker.runmh.stranger import Stranger
 from worker.runmh.waiting import receive
 
 # The number under which CRIU finds the write end of the log pipe (its `inherit_fd`).
@@ -29,7 +30,7 @@ _MAIN_APPEARS_WITHIN = 2.0
 
 
 USAGE = (
-    "usage: runmh start|restore SERVICE --state-dir=DIR --run-dir=DIR --log-dir=DIR --tini=PATH"
+    "usage: runmh start|restore|adopt SERVICE --state-dir=DIR --run-dir=DIR --log-dir=DIR --tini=PATH"
     " [--NAME=VALUE]..."
 )
 
@@ -38,7 +39,7 @@ class Order:
     """What the worker asks of one runmh: its command line, read without argparse, which costs a megabyte.
 
     Attributes:
-        action: ``start`` or ``restore``.
+        action: ``start``, ``restore``, or ``adopt`` for a service whose runmh was killed.
         service: the service's id.
         state_dir, run_dir, log_dir: the node's folders.
         tini: the init program for a service.
@@ -49,6 +50,7 @@ class Order:
         rpc_fd: the socket that CRIU gets its request from.
         probe_fd: the kernel probe that spares CRIU its own; -1 for none.
         lock_fd: a lock that CRIU shall hold as long as it works; -1 for none.
+        pipe_fd: the read end of the service's output, for ``adopt``; -1 for none.
     """
 
     def __init__(self, words: list[str]) -> None:
@@ -59,7 +61,7 @@ class Order:
             self.log_dir, self.tini = options["log-dir"], options["tini"]
         except (KeyError, ValueError):
             raise SystemExit(USAGE) from None
-        if self.action not in {"start", "restore"}:
+        if self.action not in {"start", "restore", "adopt"}:
             raise SystemExit(USAGE)
         self.ready_fd = int(options.get("ready-fd", 1))
         self.image = options.get("image", "")
@@ -68,22 +70,28 @@ class Order:
         self.rpc_fd = int(options.get("rpc-fd", -1))
         self.probe_fd = int(options.get("probe-fd", -1))
         self.lock_fd = int(options.get("lock-fd", -1))
+        self.pipe_fd = int(options.get("pipe-fd", -1))
+        if (self.action == "adopt") != (self.pipe_fd >= 0):
+            raise SystemExit(USAGE)
         # None of them is for the service.
-        for descriptor in (self.ready_fd, self.rpc_fd, self.probe_fd, self.lock_fd):
+        for descriptor in (self.ready_fd, self.rpc_fd, self.probe_fd, self.lock_fd, self.pipe_fd):
             if descriptor > 2:
                 os.set_inheritable(descriptor, False)
 
 
 class Supervisor:
-    """One service from its start or restore to its end."""
+    """One service from its start or restore, or from the death of its last supervisor, to its end."""
 
     def __init__(self, arguments: Order) -> None:
         self.arguments = arguments
         self.folder = f"{arguments.run_dir}/services/{arguments.service}"
         self.log = RotatedLog(f"{arguments.log_dir}/{arguments.service}.log")
-        self.pipe, self.pipe_write = os.pipe2(os.O_CLOEXEC)
+        self.pipe, self.pipe_write = arguments.pipe_fd, -1
+        if self.pipe < 0:
+            self.pipe, self.pipe_write = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.pipe, False)
         self.init = 0
+        self.stranger: Stranger | None = None
         self.swrk = 0
         self.status: int | None = None
         self.state: dict[str, Any] = {
@@ -104,6 +112,9 @@ class Supervisor:
     def _pass_on(self, number: int, _frame: object) -> None:
         if self.swrk:
             os.kill(self.swrk, signal.SIGKILL)
+        elif self.stranger is not None and self.stranger.descriptor is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.stranger.descriptor, number)
         elif self.init and self.status is None:
             os.kill(self.init, number)
 
@@ -164,6 +175,25 @@ class Supervisor:
             "remedy": "Look at CRIU's log.",
         }
 
+    def adopt(self) -> dict[str, Any] | None:
+        """Go on where a supervisor was killed: with its state, its pipe, and an init that is not our child.
+
+        Returns:
+            None, or that there is nothing to go on with.
+        """
+        with open(f"{self.folder}/state.json", encoding="utf-8") as file:
+            left = json.load(file)
+        if left["phase"] not in {"starting", "running"} or not left.get("init"):
+            return {
+                "code": "nothing_to_adopt",
+                "message": "The service has no process that could be taken over.",
+                "remedy": "Start it, or restore an image of it.",
+            }
+        self.state = left | {"runmh": self.state["runmh"], "adopted": True}
+        self.stranger = Stranger(Process(*left["init"]))
+        self.init = left["init"][0]
+        return None
+
     @staticmethod
     def end_children() -> None:
         """Kill what was started or restored: nothing may run that nobody watches."""
@@ -207,6 +237,8 @@ class Supervisor:
 
     def find_main(self) -> None:
         """Note the PIDs of init and of the service's own process, as soon as init has made it."""
+        if self.state.get("main"):
+            return
         deadline = time.monotonic() + _MAIN_APPEARS_WITHIN
         main = None
         while main is None and time.monotonic() < deadline and not self._ended():
@@ -214,29 +246,40 @@ class Supervisor:
             if main is None:
                 time.sleep(0.001)
         # One that has ended already keeps its PID here, with a start time that no process has.
-        self.state.update(init=Process.of(self.init) or Process(self.init, 0), main=main)
+        init = self.state.get("init") or Process.of(self.init) or Process(self.init, 0)
+        self.state.update(init=init, main=main)
 
     def supervise(self) -> None:
         """Keep the log until the service has ended, then say how it ended."""
         poll = select.poll()
         poll.register(self.pipe, select.POLLIN)
         poll.register(self.wakeup, select.POLLIN)
+        if self.stranger is not None and self.stranger.descriptor is not None:
+            poll.register(self.stranger.descriptor, select.POLLIN)
         while not self._ended():
             for descriptor, _ in poll.poll():
                 if descriptor == self.wakeup:
                     os.read(self.wakeup, 512)
-                elif not self._copy_output():
+                elif descriptor == self.pipe and not self._copy_output():
                     poll.unregister(self.pipe)
         while self._copy_output():
             pass
-        code = os.waitstatus_to_exitcode(self.status or 0)
-        # tini reports a service that was killed as 128 + signal, as a shell does.
-        number = -code if code < 0 else code - 128 if 128 < code < 128 + signal.NSIG else None
+        code = number = None
+        if self.status is not None:
+            code = os.waitstatus_to_exitcode(self.status)
+            # tini reports a service that was killed as 128 + signal, as a shell does.
+            number = -code if code < 0 else code - 128 if 128 < code < 128 + signal.NSIG else None
+            self.state["whole"] = code < 0
         self.write_state(
             "ended", exit_code=code if number is None else None, exit_signal=number, ended=time.time()
         )
 
     def _ended(self) -> bool:
+        if self.stranger is not None:
+            if not self.stranger.ended():
+                return False
+            self.status = self.stranger.status()
+            return True
         if self.status is None:
             pid, status = os.waitpid(self.init, os.WNOHANG)
             if pid:
@@ -259,9 +302,14 @@ def _bring_up(supervisor: Supervisor) -> dict[str, Any] | None:
     if order.action == "start":
         with open(f"{order.state_dir}/services/{order.service}/spec.json", encoding="utf-8") as file:
             error = supervisor.start(json.load(file))
-    else:
+    elif order.action == "restore":
         error = supervisor.restore()
-    os.close(supervisor.pipe_write)
+    elif error := supervisor.adopt():
+        # What the last supervisor said of the service is left as it is.
+        supervisor.state.update(phase="failed", error=error)
+        return error
+    if supervisor.pipe_write >= 0:
+        os.close(supervisor.pipe_write)
     if error:
         supervisor.write_state("failed", error=error)
     else:

@@ -20,6 +20,7 @@ class Command(JobCommand):
         parser.add_argument("-C", "--cwd", default="/", metavar="DIR")
         parser.add_argument("-e", "--env", action="append", default=[], metavar="K=V")
         parser.add_argument("-b", "--bind", action="append", default=[], metavar="SRC:DST[:ro]")
+        parser.add_argument("--data", action="append", default=[], metavar="PATH")
         parser.add_argument("--name", default="")
         parser.add_argument("command", nargs=argparse.REMAINDER, metavar="[--] CMD ARG...")
 
@@ -36,6 +37,7 @@ class Command(JobCommand):
             env=dict(_pair(item) for item in options["env"]),
             name=options["name"],
             binds=options["bind"],
+            data=options["data"],
             actor=me(),
             source="manage",
         )

@@ -1,0 +1,122 @@
+"""Memory and disk agree: a restore looks at the files that the memory in the image believes in."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.servers import program
+from tests.stack import Stack, eventually
+
+WRITER = """
+import mmap, os, signal, sys, time
+folder = sys.argv[1]
+log = open(folder + "/log", "a", buffering=1)
+book = open(folder + "/book", "r+")
+os.open(folder + "/old", os.O_RDWR), os.unlink(folder + "/old")
+with open(folder + "/map", "r+b") as file:
+    page = mmap.mmap(file.fileno(), 4096)
+def write(*_):
+    print("written", file=log)
+    book.write("x"), book.flush()
+    page[0] = page[0] + 1
+signal.signal(signal.SIGUSR1, write)
+print("ready", flush=True)
+while True:
+    time.sleep(3600)
+"""
+
+
+@pytest.fixture
+def writer(stack: Stack, folder: Path) -> str:
+    """A service with files that it appends to, writes, maps, has deleted, and a declared folder of data."""
+    (folder / "data").mkdir()
+    (folder / "data/one").write_text("1")
+    for name in ("book", "map", "old"):
+        (folder / name).write_bytes(bytes(4096))
+    command = [program("python3"), "-c", WRITER, str(folder)]
+    service = stack.create(*command, options=("--data", str(folder / "data")))
+    assert eventually(lambda: "ready" in stack.log(service))
+    return service
+
+
+def write(stack: Stack, service: str, folder: Path) -> None:
+    """Let the service write to each of its files."""
+    held = (folder / "log").stat().st_size
+    os.kill(stack.show("service", service)["pid"], 10)
+    assert eventually(lambda: (folder / "map").read_bytes()[0] and (folder / "log").stat().st_size > held)
+
+
+def refusal(stack: Stack, image: str, *options: str) -> tuple[str, str]:
+    """Return the code and the lines of a restore that is refused."""
+    answer = stack.mhctl("service", "restore", "--from", image, "--json", *options, check=False)
+    assert answer.code == 1
+    error = json.loads(answer.out)["error"]
+    return error["code"], "\n".join(error["lines"])
+
+
+def test_a_service_that_wrote_on_is_not_restored_beside_newer_files(
+    stack: Stack, folder: Path, writer: str
+) -> None:
+    write(stack, writer, folder)
+    older = stack.dump(writer, "--leave-running")
+    write(stack, writer, folder)
+    newest = stack.dump(writer)
+
+    code, lines = refusal(stack, older)
+    assert code == "files_changed"
+    assert f"{folder}/log was 8 bytes" in lines
+    assert "is 16 bytes" in lines
+    assert "only ever appended to" in lines
+    assert f"{folder}/book was 4096 bytes" in lines
+    assert f"{folder}/map was 4096 bytes" in lines
+    assert "old" not in lines
+    assert stack.show("service", writer)["status"] == "dumped"
+
+    # Its newest image fits the disk as it is, and what it goes on to write is where it was.
+    stack.restore(newest)
+    write(stack, writer, folder)
+    stack.mhctl("service", "stop", writer)
+
+    # Told so by name, the older memory wakes up beside the newer files, also where CRIU minds their size.
+    with (folder / "book").open("a") as book:
+        book.write("longer")
+    assert refusal(stack, older)[0] == "files_changed"
+    sealed = {path.name: path.read_bytes() for path in (stack.state / "images" / older).iterdir()}
+    stack.mhctl("service", "restore", "--from", older, "--accept-changed-files")
+    write(stack, writer, folder)
+    assert (folder / "log").read_text() == "written\n" * 4
+    assert (folder / "book").read_text()[:3] == "xxx"
+    assert {path.name: path.read_bytes() for path in (stack.state / "images" / older).iterdir()} == sealed
+
+
+def test_what_is_declared_as_data_is_compared_file_by_file(stack: Stack, folder: Path, writer: str) -> None:
+    image = stack.dump(writer)
+    data = folder / "data"
+
+    # The same content, brought back with its time, is the same; and a folder's own times tell nothing.
+    before = (data / "one").stat()
+    (data / "one").unlink()
+    (data / "one").write_text("1")
+    os.utime(data / "one", ns=(before.st_atime_ns, before.st_mtime_ns))
+    stack.restore(image)
+    stack.dump(writer)
+
+    (data / "one").write_text("2")
+    (data / "deep").mkdir()
+    (data / "deep/two\n").write_text("2")
+    code, lines = refusal(stack, image)
+    assert code == "files_changed"
+    assert f"{data}/one was 1 bytes" in lines
+    assert f"{data}/deep/two\\n is new" in lines
+
+    # A file that is missing nobody can accept.
+    (folder / "book").rename(folder / "kept")
+    code, lines = refusal(stack, image, "--accept-changed-files")
+    assert code == "file_missing"
+    assert lines == f"{folder}/book is not there any more"
+    (folder / "kept").rename(folder / "book")
+    stack.mhctl("service", "restore", "--from", image, "--accept-changed-files")
