@@ -8,6 +8,7 @@ from services.admin import ReadOnly
 
 @admin.register(Image)
 class ImageAdmin(ReadOnly):
+    exclude = ("manifest",)  # which has the service's environment
     list_display = ("id", "name", "comm", "service", "node", "status", "size_bytes", "created_at")
     list_filter = ("status", "node")
     list_select_related = ("service", "node")

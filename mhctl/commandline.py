@@ -115,7 +115,12 @@ NOUNS: dict[str, list[Verb]] = {
             Option("-a --all", "", "also those that have none"),
             aliases="ls",
         ),
-        Verb("show", "SERVICE", "everything about a service"),
+        Verb(
+            "show",
+            "SERVICE",
+            "everything about a service",
+            Option("--env", "", "also the values of its environment; that you looked is written down"),
+        ),
         Verb(
             "dump",
             "[SERVICE]",

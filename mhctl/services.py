@@ -96,11 +96,15 @@ def list_services(parsed: Parsed) -> None:
 
 def show(parsed: Parsed) -> None:
     """`mhctl service show`."""
-    service = client_of(parsed).call("GET", path_of(parsed))
+    query = {"show_env": 1} if parsed.options["env"] else None
+    service = client_of(parsed).call("GET", path_of(parsed), query=query)
     if parsed.options["json"]:
         put_json(service)
-    else:
-        put(describe(service))
+        return
+    env = service.get("env") or {}
+    if env and not parsed.options["env"]:
+        service["env"] = f"{', '.join(env)} (values: --env)"
+    put(describe(service))
 
 
 def dump(parsed: Parsed) -> None:

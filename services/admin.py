@@ -37,6 +37,7 @@ class NodeAdmin(ReadOnly):
 
 @admin.register(Service)
 class ServiceAdmin(ReadOnly):
+    exclude = ("env",)  # often passwords; `mhctl service show --env` shows it, and that is on the record
     list_display = ("id", "name", "node", "status", "pid", "created_at", "created_by")
     list_filter = ("status", "node")
     list_select_related = ("node",)

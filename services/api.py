@@ -76,9 +76,18 @@ async def create_service(
 
 
 @router.get("/services/{reference}", response={200: ServiceAnswer, **ERRORS}, tags=["services"])
-async def show_service(request: HttpRequest, reference: str) -> HttpResponse:
-    """Show a service, named by id, name, unique beginning of the id, or pid:NNN."""
-    return JsonResponse(await in_thread(lambda: service_object(find_service(reference, shown=True))))
+async def show_service(request: HttpRequest, reference: str, show_env: bool = False) -> HttpResponse:
+    """Show a service, named by id, name, unique beginning of the id, or pid:NNN.
+
+    With ?show_env=1 also the values of its environment: for operators, and it is put on the record.
+    """
+
+    def read() -> dict[str, Any]:
+        service = find_service(reference, shown=True)
+        env = operations.show_env(service, **_who(request)) if show_env else None
+        return service_object(service, env)
+
+    return JsonResponse(await in_thread(read))
 
 
 @router.patch("/services/{reference}", response={200: ServiceAnswer, **ERRORS}, tags=["services"])

@@ -12,7 +12,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from services import bell, criu_options, enqueue, validation
-from services.actors import Actor, name_of, require_account, require_admin, require_operator
+from services.actors import Actor, name_of, require, require_account, require_admin, require_operator
 from services.auditing import record_audit
 from services.models import AuditOutcome, Job, JobEvent, Node, Service, new_id
 from services.problems import Problem
@@ -27,6 +27,7 @@ from services.progress import (
     succeed,
 )
 from services.references import not_found
+from services.roles import OPERATE, OPERATOR
 from services.states import KINDS, JobKind, JobState, ServiceState, has_process
 
 MAX_GRACE = 3600.0  # seconds
@@ -216,6 +217,13 @@ def rename(service: Service, name: str, actor: Actor, source: str = "") -> Servi
     return service
 
 
+def show_env(service: Service, *, actor: Actor, source: str) -> dict[str, str]:
+    """Return a service's environment with its values, which are often secret; that goes on the record."""
+    require(actor, OPERATE, "see the values of a service's environment", OPERATOR)
+    record_audit(actor, source, "show_env", target_kind="service", target_id=service.pk)
+    return dict(service.env)
+
+
 def resend_waiting(node_name: str, older_than_seconds: float) -> int:
     """Send jobs again that wait on a node for longer than this. Returns how many were sent."""
     before = timezone.now() - timedelta(seconds=older_than_seconds)
@@ -381,5 +389,6 @@ __all__ = [
     "request_stop",
     "require_state",
     "resend_waiting",
+    "show_env",
     "succeed",
 ]

@@ -27,8 +27,11 @@ def node_object(node: Node) -> dict[str, Any]:
     }
 
 
-def service_object(service: Service) -> dict[str, Any]:
-    """The service must come from `for_display()`; else its active job isn't known and is null."""
+def service_object(service: Service, env: dict[str, str] | None = None) -> dict[str, Any]:
+    """The service must come from `for_display()`; else its active job isn't known and is null.
+
+    env: its environment, for one who may see it; else its values, which are often passwords, are null.
+    """
     return {
         "object_id": service.pk,
         "name": service.name,
@@ -41,7 +44,7 @@ def service_object(service: Service) -> dict[str, Any]:
         "user": service.user,
         "group": service.group,
         "cwd": service.cwd,
-        "env": service.env,
+        "env": dict.fromkeys(service.env) if env is None else env,
         "binds": service.binds,
         "data": service.data,
         "exit_code": service.exit_code,

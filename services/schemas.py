@@ -90,7 +90,7 @@ class NodeAnswer(Schema):
 
 
 class ServiceAnswer(Schema):
-    """ppid is the service's supervisor; job its active job."""
+    """ppid is the service's supervisor; job its active job. env: its values are null unless asked for."""
 
     object_id: str
     name: str
@@ -103,7 +103,7 @@ class ServiceAnswer(Schema):
     user: str
     group: str
     cwd: str
-    env: dict[str, str]
+    env: dict[str, str | None]
     binds: list[str]
     data: list[str]
     exit_code: int | None

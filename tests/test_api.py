@@ -69,7 +69,7 @@ def test_a_service_from_creation_to_dump(api: Client) -> None:
     assert service["job"] == job["object_id"]
     assert (service["args"], service["env"], service["status"]) == (
         ["/bin/sleep", "9"],
-        {"A": "b"},
+        {"A": None},
         "created",
     )
     operations.succeed(

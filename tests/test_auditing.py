@@ -7,8 +7,8 @@ from django.contrib.auth.models import User
 from django.test import Client
 
 from services.authentication import issue
-from services.models import AuditEvent
-from tests.rows import running_service
+from services.models import AuditEvent, Service
+from tests.rows import member, running_service
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -28,6 +28,26 @@ def test_each_request_is_on_the_record_with_who_when_where_and_what() -> None:
     assert dumped.detail == {"job": job["object_id"], "image": job["image"], "leave_running": True}
     assert (renamed.action, renamed.outcome, renamed.detail) == ("rename", "done", {"name": "shop"})
     assert (cancelled.target_kind, cancelled.target_id) == ("job", job["object_id"])
+
+
+def test_an_environment_is_shown_to_operators_and_that_is_on_the_record() -> None:
+    service = running_service("web")
+    Service.objects.update(env={"PASSWORD": "hush"})
+    clients = {
+        role: Client(headers={"authorization": f"Bearer {issue(member(role))}"})
+        for role in ("viewer", "operator")
+    }
+    path = f"/api/v1/services/{service.pk}"
+    for client in clients.values():
+        for asked in (path, "/api/v1/services", "/api/v1/services?all=1", "/api/v1/jobs", "/services/"):
+            assert b"hush" not in client.get(asked).content
+        assert client.get(path).json()["env"] == {"PASSWORD": None}
+    before = AuditEvent.objects.count()
+    assert clients["viewer"].get(f"{path}?show_env=1").status_code == 403
+    assert clients["operator"].get(f"{path}?show_env=1").json()["env"] == {"PASSWORD": "hush"}
+    seen, refused = AuditEvent.objects.all()[: AuditEvent.objects.count() - before]
+    assert (seen.action, seen.target_id, seen.outcome) == ("show_env", service.pk, "done")
+    assert refused.outcome == "refused"
 
 
 def test_what_is_refused_is_on_the_record_too() -> None:

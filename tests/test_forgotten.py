@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import subprocess
 import sys
@@ -19,7 +20,7 @@ def test_an_image_brings_a_deleted_service_back(stack: Stack) -> None:
     assert stack.mhctl("service", "show", witness.id, check=False).code == 4
     stack.restore(image)
     assert witness.answers_as_before()
-    service = stack.show("service", witness.id)
+    service = json.loads(stack.mhctl("service", "show", witness.id, "--env", "--json").out)
     assert (service["status"], service["env"], service["name"]) == ("running", {"COLOUR": "red"}, "")
     assert stack.show("image", image)["service"] == witness.id
     # A service like any other: it can be dumped and restored again.
