@@ -15,7 +15,7 @@ import pytest
 from tests.archives import IMAGE, compressed, do_import, import_file, node_in, sound_members, tar_of
 from tests.isolation import FOLDER
 from tests.stack import Stack, eventually, free_port, get_page
-from worker import exporting, manifest, tarstream
+from worker import exporting, host, manifest, tarstream
 from worker.errors import JobFailed
 from worker.paths import Paths
 
@@ -269,6 +269,19 @@ def test_a_killed_export_leaves_a_file_that_the_next_sweep_takes(paths: Paths) -
         os.utime(path, (0, 0))
     exporting.sweep(paths.archives)
     assert not left.exists() and not staged.exists()
+
+
+def test_folders_that_others_may_read_are_told_of(paths: Paths) -> None:
+    assert host.private_folders(paths).ok
+    for path, change in (
+        (paths.images, lambda p: p.chmod(0o750)),
+        (paths.archives, lambda p: os.chown(p, 1, 0)),
+    ):
+        change(path)
+        found = host.private_folders(paths)
+        assert not found.ok and str(path) in found.detail
+        path.chmod(0o700)
+        os.chown(path, 0, 0)
 
 
 def test_an_archive_of_an_image_with_large_files(tmp_path: Path) -> None:

@@ -89,6 +89,9 @@ class Agent:
                 if now - tidy >= TIDY_EVERY:
                     importing.sweep(self._paths.images)
                     exporting.sweep(self._paths.archives)
+                    private = host.private_folders(self._paths)
+                    if not private.ok:
+                        log.warning("%s. %s", private.detail, private.remedy)
                     tidy = now
                 self.look(new)
             except DatabaseError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
@@ -59,6 +60,7 @@ def check(paths: Paths, criu_binary: str, tini: str) -> list[Check]:
     return [
         *found,
         _pool(paths),
+        private_folders(paths),
         Check(
             "firewall",
             shutil.which("nft") is not None,
@@ -130,4 +132,25 @@ def _pool(paths: Paths) -> Check:
         True,
         f"{gibibytes:.1f} GiB free in {paths.images}",
         "Delete images that are no longer needed, or enlarge the file system.",
+    )
+
+
+def private_folders(paths: Paths) -> Check:
+    """Tell whether only root can reach what holds memory and environments: images, archives, specs."""
+    open_to_others = []
+    for folder in (paths.images, paths.archives, paths.state_dir / "services"):
+        try:
+            found = folder.stat()
+        except FileNotFoundError:
+            continue
+        if found.st_uid != 0 or stat.S_IMODE(found.st_mode) & 0o077:
+            open_to_others.append(f"{folder} (owner {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o})")
+    return Check(
+        "private folders",
+        not open_to_others,
+        False,
+        f"others may read what only root should: {', '.join(open_to_others)}"
+        if open_to_others
+        else "only root reads images, archives and specs",
+        "Restart miehistod, which mends it; take the passwords in those images for known.",
     )
