@@ -4,6 +4,8 @@ import os
 
 from django.core.asgi import get_asgi_application
 
+from miehisto_web.limits import Limits
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "miehisto_web.settings")
 
-application = get_asgi_application()
+application = Limits(get_asgi_application())

@@ -20,11 +20,13 @@ from django.middleware.clickjacking import XFrameOptionsMiddleware
 from django.middleware.common import CommonMiddleware
 from django.middleware.csrf import CsrfViewMiddleware
 from django.middleware.security import SecurityMiddleware
+from django.shortcuts import render
 from django.utils.deprecation import MiddlewareMixin
 from whitenoise.middleware import WhiteNoiseMiddleware
 
 from miehisto_web.addresses import UNIX, client_address
 from miehisto_web.gate import RoleRequired
+from miehisto_web.limits import MOST, REFUSED
 from services import auditing
 from services.answers import source_of
 from services.authentication import bearer_token, caller
@@ -33,7 +35,6 @@ from services.problems import Problem, bad_input
 from services.threads import in_thread
 
 API = "/api/"
-MOST = 1024 * 1024  # bytes of a body
 # htmx, the admin and the API's page work under this; nothing comes from elsewhere, nothing stands inline.
 POLICY = (
     "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
@@ -105,7 +106,12 @@ class Front(_Async):
         return response
 
     async def _answer(self, request: HttpRequest) -> HttpResponseBase:
+        refused = getattr(request, "scope", {}).get(REFUSED)
         if not request.path_info.startswith(API):
+            if refused:
+                # Without a request, for there is none that anybody could trust.
+                page = {"message": _for_body(refused).message}
+                return await sync_to_async(render)(None, "400.html", page, status=refused)
             return await self.get_response(request)
         try:
             request.get_host()  # as CommonMiddleware does for pages
@@ -118,15 +124,10 @@ class Front(_Async):
                 ),
                 status=400,
             )
-        if not _read_body(request):
-            return _problem(
-                bad_input(
-                    "The body is larger than 1 MiB.",
-                    "Put long input into a file that the service reads.",
-                    http_status=413,
-                ),
-                status=413,
-            )
+        if not refused and not _read_body(request):
+            refused = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+        if refused:
+            return _problem(_for_body(refused), status=refused)
         response = await self.get_response(request)
         if response.status_code >= 400 and "json" not in response.headers.get("Content-Type", ""):
             return _problem(_for_status(response.status_code), status=response.status_code)
@@ -156,6 +157,17 @@ def _read_body(request: HttpRequest) -> bool:
     request._body = body
     request._stream = io.BytesIO(body)
     return True
+
+
+def _for_body(status: int) -> Problem:
+    """Return why a body was not read."""
+    if status == HTTPStatus.REQUEST_TIMEOUT:
+        return bad_input("The body came too slowly.", "Send it again.", http_status=status)
+    return bad_input(
+        "The body is larger than 1 MiB.",
+        "Put long input into a file that the service reads.",
+        http_status=status,
+    )
 
 
 def _for_status(status: int) -> Problem:

@@ -175,7 +175,12 @@ CELERY_TIMEZONE = TIME_ZONE
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(levelname).1s %(name)s: %(message)s"}},
+    "formatters": {
+        "line": {
+            "()": "miehisto_web.log_lines.Formatter",
+            "format": "%(levelname).1s %(name)s: %(message)s",
+        }
+    },
     "handlers": {
         "stdout": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "line"},
     },

@@ -80,7 +80,9 @@ def site_part(launcher: Launcher, listeners: list[socket.socket]) -> PartSpec:
     socket's path when it ends (gunicorn 27, Arbiter.stop), and the next gunicorn listens there too.
     """
     fds = tuple(listener.fileno() for listener in listeners)
-    argv = [launcher.python_for(as_user=True), "-m", "gunicorn", "-k", "asgi", "-w", str(SITE_PROCESSES)]
+    argv = [launcher.python_for(as_user=True), "-m", "gunicorn", "-k", "miehisto_web.server.Worker"]
+    # Nobody's headers are believed here: who asks, and by HTTPS or not, the site decides by its settings.
+    argv += ["-w", str(SITE_PROCESSES), "--forwarded-allow-ips", ""]
     argv += ["--graceful-timeout", str(SITE_GRACE), "--no-control-socket", "--access-logfile", "-"]
     # The address as it was sent, for a decoded one may hold a newline and so a line of the sender's making.
     argv += ["--access-logformat", "%(s)s %(m)s %({raw_uri}e)s %(M)sms"]

@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -25,10 +26,13 @@ PASSWORD = "long enough 1"
 
 
 @pytest.fixture(autouse=True)
-def nobody_failed_yet(settings: Any) -> None:
+def nobody_failed_yet(settings: Any) -> Iterator[None]:
     settings.PASSWORD_HASHERS = [
         "django.contrib.auth.hashers.MD5PasswordHasher"
     ]  # the real one takes its time
+    TOKENS.forget()
+    LOGINS.forget()
+    yield
     TOKENS.forget()
     LOGINS.forget()
 
