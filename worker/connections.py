@@ -44,6 +44,12 @@ def are_stale(paths: Paths, service_id: str, image_id: str) -> bool:
     return bool(present) and present.get("image") != image_id
 
 
+def are_held(paths: Paths, service_id: str, image_id: str) -> bool:
+    """Tell whether CRIU's firewall table keeps a service's connections for this image."""
+    present = _read(paths, service_id)
+    return present.get("image") == image_id and bool(present.get("run"))
+
+
 def present_image(paths: Paths, service_id: str) -> str:
     """Return the id of the image that a service is at present; empty if it is none, or runs."""
     return str(_read(paths, service_id).get("image", ""))

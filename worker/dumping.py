@@ -21,6 +21,7 @@ from worker import connections, criu, files, manifest
 from worker.durable import write_json
 from worker.errors import JobFailed, describe
 from worker.explaining import explained
+from worker.mending import mend
 from worker.sums import GrowingSums
 from worker.supervision import Running
 from worker.tools import Tools
@@ -28,6 +29,9 @@ from worker.trees import TreeRefused
 
 _LAST_BREATH = 1.0
 """Seconds after which a service that has not ended will not end because of a signal of CRIU's."""
+
+_BY_ITS_OWN_DEATH = 0.3
+"""Seconds within which a service has ended into which CRIU had put a trap when it was killed."""
 
 
 class Dumped(NamedTuple):
@@ -82,14 +86,14 @@ class Dump:
                     self._seal()
             if self.sealed is None or not answer.success:
                 raise self._failure()
-        except BaseException:
+        except BaseException as error:
             # Once the image is sealed and the service gone, the image is all there is of it, whatever went
             # wrong afterwards; a service that CRIU has just killed still seems to live for a moment.
             if self.sealed is None or not self.running.init.wait(_LAST_BREATH):
                 manifest.remove(self.partial)
                 manifest.remove(self.final)
-                # A CRIU that was killed has left what drops the packets of connections that still exist.
-                connections.release(criu.run_id(self.work / "dump.log"))
+                mend(self.running.init, criu.run_id(self.work / "dump.log"))
+                self._refuse_to_call_it_alive(error)
                 raise
         if not self.leave_running:
             self.tools.step("ending the dumped process")
@@ -172,6 +176,21 @@ class Dump:
         except OSError as error:
             self.sealing_failed = error
         self.sealing_seconds = time.monotonic() - began
+
+    def _refuse_to_call_it_alive(self, error: BaseException) -> None:
+        """Say so if a CRIU that was killed has taken the service with it: its code was running inside.
+
+        Raises:
+            JobFailed: it has.
+        """
+        killed = isinstance(error, JobFailed) and error.code in {"criu_died", "criu_timeout"}
+        if killed and self.running.init.wait(_BY_ITS_OWN_DEATH):
+            raise JobFailed(
+                "service_died_with_criu",
+                "CRIU was killed while its code ran inside the service, and the service ended with it.",
+                "Restore an image of it (mhctl image list), or start it anew (mhctl service start).",
+                criu.error_lines(self.work / "dump.log"),
+            ) from None
 
     def _failure(self) -> JobFailed:
         if self.sealing_failed is not None:

@@ -34,6 +34,8 @@ from worker.tools import Tools
 _FOR_A_TAKE_OVER = 5.0
 """Seconds to wait for who gives the service a new supervisor, which takes a tenth of one."""
 
+_COLD_START = "Or start it anew, without its memory (mhctl service start)."
+
 
 class Ended(NamedTuple):
     """How a service ended: an exit code or a signal number, never both."""
@@ -168,22 +170,23 @@ class Engine:
         """
         with self._alone(service_id) as lock:
             self._refuse_running(service_id)
-            facts = manifest.read(self.paths.image(image_id))
-            preflight.check_mounts(facts)
-            self.paths.empty_root.mkdir(mode=0o700, exist_ok=True)
-            try:
-                running = restore(
-                    self.tools,
-                    service_id,
-                    image_id,
-                    facts,
-                    lock,
-                    accept_changed_files=accept_changed_files,
-                )
-            except BaseException:
-                # The service is what it was before; a last word that says "failed" would make it another.
-                self.paths.state(service_id).unlink(missing_ok=True)
-                raise
+            with _offering_a_cold_start():
+                facts = manifest.read(self.paths.image(image_id))
+                preflight.check_mounts(facts)
+                self.paths.empty_root.mkdir(mode=0o700, exist_ok=True)
+                try:
+                    running = restore(
+                        self.tools,
+                        service_id,
+                        image_id,
+                        facts,
+                        lock,
+                        accept_changed_files=accept_changed_files,
+                    )
+                except BaseException:
+                    # The service is what it was before; a last word that says "failed" would make it another.
+                    self.paths.state(service_id).unlink(missing_ok=True)
+                    raise
             connections.service_runs(self.paths, service_id, image_id)
             return running
 
@@ -306,6 +309,16 @@ class Engine:
                 f"The service runs already, as PID {running.shown_pid}.",
                 "Dump or stop it first.",
             )
+
+
+@contextmanager
+def _offering_a_cold_start() -> Iterator[None]:
+    """Let a restore that fails also name the way that needs no image."""
+    try:
+        yield
+    except JobFailed as failure:
+        failure.remedy = f"{failure.remedy} {_COLD_START}".strip()
+        raise
 
 
 def describe(ended: Ended) -> str:

@@ -21,6 +21,7 @@ from services.states import TRANSIENT, JobKind, JobState, ServiceState
 from worker import connections, criu, locks, manifest, supervision
 from worker.engine import Ended, describe
 from worker.errors import JobFailed
+from worker.mending import mend
 from worker.paths import Paths
 from worker.process import Process
 
@@ -172,8 +173,9 @@ def _truth_after_loss(paths: Paths, job: Job, *, dumped: bool) -> Truth | None:
     if found and found.state is ServiceState.RUNNING:
         match job.kind:
             case JobKind.DUMP:
-                # A CRIU that was killed has left what holds the connections that the service still has.
-                connections.release(criu.run_id(paths.runtime(service_id) / "criu" / "dump.log"))
+                running = supervision.running(paths, service_id)
+                if running is not None:
+                    mend(running.init, criu.run_id(paths.runtime(service_id) / "criu" / "dump.log"))
             case JobKind.RESTORE | JobKind.START | JobKind.RESTART:
                 connections.service_runs(paths, service_id, job.image_id)
         return found

@@ -81,20 +81,26 @@ def restore(
         tools.step("restoring")
         with files.waived(image, changes, work / "waived") as read_from:
             restored = _converse(tools, call, service_id, image_id, facts, work, read_from)
-    except BaseException:
+    except BaseException as error:
         call.close()
         supervision.give_up(tools.paths, service_id)
         with contextlib.suppress(JobFailed):  # what is raised already says more
             supervisor.settle(tools.timeout)
+        if isinstance(error, JobFailed):
+            error.message += _what_is_left(tools, service_id, image_id)
         raise
     call.close()
     try:
         return supervisor.running(tools.timeout)
     except JobFailed:
-        # The supervisor was killed while CRIU worked: what runs now, nobody watches or would find again.
-        if restored is not None:
+        if restored is None:
+            raise
+        # The supervisor was killed in the last moment: what runs now, nobody watches or would find again.
+        try:
+            return supervision.take_over_restored(tools.paths, service_id, restored, tools.timeout)
+        except BaseException:
             restored.signal(signal.SIGKILL)
-        raise
+            raise
 
 
 def _converse(
@@ -118,7 +124,10 @@ def _converse(
     def agreed(stage: str) -> bool:
         if stage == "post-restore" and not verdict.done():
             tools.step("verifying the memory")
-        return stage != "post-restore" or not verdict.result()
+        # What nobody would watch does not begin to run, either: its connections are still held, and stay so.
+        return stage != "post-restore" or (
+            not verdict.result() and supervision.is_watched(tools.paths, service_id)
+        )
 
     try:
         with criu.folders(read_from, work) as (image_fd, work_fd):
@@ -149,6 +158,13 @@ def _converse(
     if not answer.success:
         raise explained("restore", image, log)
     return Process.of(answer.restore.pid)
+
+
+def _what_is_left(tools: Tools, service_id: str, image_id: str) -> str:
+    """Return a sentence to add, once the supervisor has ended all that had been restored."""
+    if connections.are_held(tools.paths, service_id, image_id):
+        return " No process or mount of it is left; its clients' connections are still held for the image."
+    return " No process, mount or firewall rule of it is left."
 
 
 def _judge(verdict: Future[list[str]], image: Path, facts: dict[str, Any], names: list[str]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from worker import locks, spares
+from worker.durable import write_json
 from worker.errors import JobFailed
 from worker.paths import Paths
 from worker.process import Process
@@ -184,12 +185,41 @@ def take_over(paths: Paths, service_id: str, output: int, timeout: float) -> boo
         if found is None or found.runmh.alive():
             return False
         try:
-            begin(paths, "adopt", service_id, descriptors={"pipe-fd": output}).running(timeout)
+            _adopt(paths, service_id, output, timeout)
         except JobFailed as failure:
             log.warning("service %s is not taken over: %s", service_id, failure.message)
             return False
     log.warning("service %s is taken over: its supervisor had been killed", service_id)
     return True
+
+
+def take_over_restored(paths: Paths, service_id: str, init: Process, timeout: float) -> Running:
+    """Give a service another supervisor whose first was killed between CRIU's last question and its own word.
+
+    Args:
+        init: PID 1 of what CRIU has restored.
+        timeout: seconds that the new supervisor may take.
+
+    Raises:
+        JobFailed: that cannot be done.
+    """
+    state = read_state(paths, service_id) | {"phase": "starting", "init": init}
+    write_json(paths.state(service_id), state, durable=False)
+    output = output_of(_running(state))
+    if output is None:
+        raise JobFailed(
+            "supervisor_died",
+            "The service's supervisor was killed while CRIU restored it, and the service ended, too.",
+            "Restore it again, or start it anew, without its memory (mhctl service start).",
+        )
+    try:
+        return _adopt(paths, service_id, output, timeout)
+    finally:
+        os.close(output)
+
+
+def _adopt(paths: Paths, service_id: str, output: int, timeout: float) -> Running:
+    return begin(paths, "adopt", service_id, descriptors={"pipe-fd": output}).running(timeout)
 
 
 def give_up(paths: Paths, service_id: str) -> None:
@@ -215,6 +245,12 @@ def running(paths: Paths, service_id: str) -> Running | None:
         return None
     found = _running(state)
     return found if found.init.alive() else None
+
+
+def is_watched(paths: Paths, service_id: str) -> bool:
+    """Tell whether the supervisor that has written of the service last lives."""
+    runmh = read_state(paths, service_id).get("runmh")
+    return runmh is not None and Process(*runmh).alive()
 
 
 def is_at_work(paths: Paths, service_id: str) -> bool:

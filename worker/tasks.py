@@ -127,6 +127,8 @@ def _run(job_id: str) -> None:
 
 def _fail(job: Job, failure: JobFailed) -> None:
     found = _truth_after_failure(job)
+    if found and found.state is ServiceState.EXITED and job.kind == JobKind.DUMP:
+        found = found._replace(reason=failure.message)
     surely(
         lambda: operations.fail(
             job,
