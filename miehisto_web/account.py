@@ -20,11 +20,11 @@ from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST
 
+from dashboard.page import user_of_page
 from miehisto_web.gate import without_role
 from services import authentication
 from services.auditing import record_audit
 from services.models import ApiToken
-from services.pages import user_of_page
 from services.problems import Problem
 from services.throttle import LOGINS
 

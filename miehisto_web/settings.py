@@ -61,6 +61,7 @@ INSTALLED_APPS = [
     "django_htmx",
     "services",
     "images",
+    "dashboard",
     # Only for its commands check_host and rescan; the site imports nothing of it.
     "worker",
 ]
@@ -115,7 +116,7 @@ AUTHENTICATION_BACKENDS = [
     "django.contrib.auth.backends.ModelBackend",
 ]
 LOGIN_URL = "login"
-LOGIN_REDIRECT_URL = "services:list"
+LOGIN_REDIRECT_URL = "overview"
 LOGOUT_REDIRECT_URL = "login"
 
 LANGUAGE_CODE = "en-gb"

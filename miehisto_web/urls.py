@@ -16,8 +16,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("account/password/", account.Password.as_view(), name="password"),
     path("account/tokens/", account.tokens, name="tokens"),
     path("account/tokens/<int:pk>/revoke/", account.revoke_token, name="revoke-token"),
-    path("images/", include("images.urls")),
-    path("", include("services.urls")),
+    path("", include("dashboard.urls")),
 ]
 handler400 = "miehisto_web.errors.bad_request"
 handler403 = "miehisto_web.errors.forbidden"

@@ -190,6 +190,13 @@ class Job(models.Model):
         return self.state in ACTIVE_JOB
 
     @property
+    def seconds(self) -> float | None:
+        """How long a worker had it, None as long as it is not ended."""
+        if self.started_at is None or self.finished_at is None:
+            return None
+        return (self.finished_at - self.started_at).total_seconds()
+
+    @property
     def error(self) -> dict[str, Any] | None:
         """What went wrong, or None."""
         if not self.error_code:

@@ -21,6 +21,7 @@ from services.threads import in_thread
 LONGEST = 3600  # seconds
 POLL = 0.5  # seconds between two looks without Redis
 LOOK_ANYWAY = 5.0  # seconds between two looks with it: a ring can be lost
+TRY_AGAIN = 10  # looks without Redis until it is asked for again
 KEEP_ALIVE = 15.0  # seconds of silence after which a stream sends an empty line
 
 
@@ -83,6 +84,35 @@ async def _wakes(job_id: str, deadline: float) -> AsyncGenerator[None, None]:
     while time.monotonic() < deadline:
         await asyncio.sleep(min(POLL, max(0.0, deadline - time.monotonic())))
         yield None
+
+
+async def rings(look_anyway: float) -> AsyncGenerator[None, None]:
+    """Yield for ever: at once, whenever anything's bell rings, and each `look_anyway` seconds anyway.
+
+    Without Redis it is each half second, until Redis is there again.
+    """
+    while True:
+        client = redis.Redis.from_url(
+            bell.redis_url(settings.CELERY_BROKER_URL),
+            socket_connect_timeout=bell.TIMEOUT,
+            retry=Retry(NoBackoff(), 0),
+        )
+        try:
+            async with client, client.pubsub(ignore_subscribe_messages=True) as subscription:
+                async with asyncio.timeout(2 * bell.TIMEOUT):
+                    await subscription.psubscribe(bell.EVERY_CHANNEL)
+                yield None
+                while True:
+                    await subscription.get_message(timeout=look_anyway)
+                    # The rest of a burst is answered by the same look.
+                    while await subscription.get_message(timeout=0):
+                        pass
+                    yield None
+        except (RedisError, OSError):
+            pass
+        for _ in range(TRY_AGAIN):
+            await asyncio.sleep(POLL)
+            yield None
 
 
 async def ended(job: Job, seconds: float) -> Job:

@@ -1,0 +1,171 @@
+"""What the pages' forms ask for: show the dialog; find, call one operation, show the job.
+
+A dialog is a page of its own; htmx takes only its heart, and without JavaScript it works as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+from django.contrib import messages
+from django.http import Http404, HttpRequest, HttpResponse, QueryDict
+from django.shortcuts import redirect, render
+from django.urls import reverse
+from django.views.decorators.http import require_http_methods, require_POST
+
+from dashboard.actions import IMAGE_ACTIONS, SERVICE_ACTIONS, Action
+from dashboard.rights import Rights
+from images import operations as image_operations
+from images.models import Image
+from services import operations
+from services.lookup import find_job, find_service
+from services.models import Job, Service
+from services.problems import Problem, bad_input
+from services.threads import in_thread
+
+R = TypeVar("R")
+View = Callable[..., HttpResponse]
+
+_SERVICE_JOBS: dict[str, Callable[..., Job]] = {
+    "start": operations.request_start,
+    "stop": operations.request_stop,
+    "restart": operations.request_restart,
+    "dump": operations.request_dump,
+    "delete": operations.request_delete_service,
+}
+_IMAGE_JOBS: dict[str, Callable[..., Job]] = {
+    "restore": image_operations.request_restore,
+    "verify": image_operations.request_verify,
+    "delete": image_operations.request_delete,
+}
+FORM = require_http_methods(["GET", "HEAD", "POST"])
+
+
+def action(view: View) -> Callable[..., Any]:
+    """Make a view of a form's function: it runs in a thread that keeps its connection."""
+
+    @wraps(view)
+    async def answer(request: HttpRequest, **words: str) -> HttpResponse:
+        return await in_thread(view, request, **words)
+
+    return answer
+
+
+@action
+@FORM
+def act_on_service(request: HttpRequest, reference: str, action: str) -> HttpResponse:
+    """Show the dialog of an action on a service, or ask for it."""
+    described = SERVICE_ACTIONS.get(action)
+    if described is None:
+        raise Http404
+    service = found(lambda: find_service(reference))
+    back = reverse("services:show", args=[service.pk])
+    if request.method != "POST":
+        return _dialog(request, described, service, back, what="service")
+    try:
+        options = _options(described, request.POST)
+        if action == "rename":
+            operations.rename(service, options["name"], request.user, "web")
+            return redirect(back)
+        job = _SERVICE_JOBS[action](service, actor=request.user, source="web", **options)
+    except Problem as problem:
+        return _refused(request, problem, back)
+    return redirect("services:job", job.pk)
+
+
+@action
+@FORM
+def act_on_image(request: HttpRequest, reference: str, action: str) -> HttpResponse:
+    """Show the dialog of an action on an image, or ask for it."""
+    described = IMAGE_ACTIONS.get(action)
+    if described is None:
+        raise Http404
+    image = found(lambda: Image.objects.for_display().by_reference(reference))
+    back = reverse("images:show", args=[image.pk])
+    if request.method != "POST":
+        return _dialog(request, described, image, back, what="image")
+    try:
+        options = _options(described, request.POST)
+        if action == "rename":
+            image_operations.rename(image, options["name"], request.user, "web")
+            return redirect(back)
+        job = _IMAGE_JOBS[action](image, actor=request.user, source="web", **options)
+    except Problem as problem:
+        return _refused(request, problem, back)
+    return redirect("services:job", job.pk)
+
+
+@action
+@require_POST
+def cancel_job(request: HttpRequest, reference: str) -> HttpResponse:
+    """Cancel a queued job."""
+    row = found(lambda: find_job(reference))
+    try:
+        operations.cancel(row, request.user, "web")
+    except Problem as problem:
+        messages.error(request, problem.message)
+    return redirect("services:job", row.pk)
+
+
+def found(find: Callable[[], R]) -> R:
+    """Return what `find` finds; a Problem becomes the 404 page."""
+    try:
+        return find()
+    except Problem as problem:
+        raise Http404(problem.message) from problem
+
+
+def shown(request: HttpRequest, heart: str, context: dict[str, Any], status: int = 200) -> HttpResponse:
+    """Render a dialog: only its heart for htmx, else as a page. heart: the fragment's template."""
+    fragment = bool(request.headers.get("HX-Request"))
+    context = {**context, "heart": heart, "in_page": not fragment, "here": context.get("here", "services")}
+    answer = render(request, heart if fragment else "dialog.html", context, status=status)
+    answer["Vary"] = "HX-Request, Cookie"
+    answer["Cache-Control"] = "no-store"
+    return answer
+
+
+def _dialog(
+    request: HttpRequest, described: Action, subject: Service | Image, back: str, *, what: str
+) -> HttpResponse:
+    rights = Rights.of(request.user)
+    context = {
+        "action": described,
+        "subject": subject,
+        "title": described.title.format(f"{what} {subject}" if what == "image" else subject),
+        "back": back,
+        "may": rights.administer if described.admin else rights.operate,
+        "here": f"{what}s",
+    }
+    return shown(request, "_dialog.html", context)
+
+
+def _options(described: Action, given: QueryDict) -> dict[str, Any]:
+    """Return what was chosen in a dialog, as an operation's arguments."""
+    options: dict[str, Any] = {}
+    for option in described.options:
+        text = given.get(option.name, "").strip()
+        if option.kind == "check":
+            options[option.name] = text == "on"
+        elif option.kind == "name":
+            options[option.name] = text
+        elif text:
+            try:
+                options[option.name] = float(text)
+            except ValueError:
+                raise bad_input(
+                    f"The text {text[:40]!r} is no number of seconds.",
+                    "Give a number, such as 30.",
+                    field=option.name,
+                ) from None
+    return options
+
+
+def _refused(request: HttpRequest, problem: Problem, back: str) -> HttpResponse:
+    """Say what refused it: as a 403 page for somebody who may not, else on the page that he came from."""
+    if problem.http_status == 403:
+        return render(request, "403.html", {"problem": problem}, status=403)
+    messages.error(request, f"{problem.message} {problem.remedy}".rstrip())
+    return redirect(back)

@@ -1,0 +1,192 @@
+"""What can be asked of a service or an image, in the words of a dialog. It knows no rows and no HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Option:
+    """A field of a dialog. kind: check, seconds or name. help: one sentence."""
+
+    name: str
+    label: str
+    help: str
+    kind: str = "check"
+
+
+@dataclass(frozen=True)
+class Action:
+    """One thing that can be asked for.
+
+    name: as in the address. title: the dialog's head; "{}" is what it is about. verb: on the button.
+    effects: (question, answer) pairs that say what will happen, also to clients.
+    danger: something is lost. admin: for admins only.
+    """
+
+    name: str
+    title: str
+    verb: str
+    effects: tuple[tuple[str, str], ...]
+    options: tuple[Option, ...] = ()
+    danger: bool = False
+    admin: bool = False
+
+
+_GRACE = Option(
+    "grace",
+    "Seconds to end by itself",
+    "So long after SIGTERM it is killed by SIGKILL; 10 if you leave it empty.",
+    "seconds",
+)
+_NAME = Option("name", "Name", "Letters, digits, dots, dashes; an empty one takes the name away.", "name")
+
+_FOR_SERVICES = (
+    Action(
+        "dump",
+        "Dump {}",
+        "Dump",
+        (
+            ("What happens", "It is frozen for a moment, and its memory is written into an image."),
+            (
+                "Afterwards",
+                (
+                    "It has no process any more and takes no memory. It ends only once the image lies safely "
+                    "on the disk; if the dump fails, it goes on as if nothing had been."
+                ),
+            ),
+            (
+                "Its clients",
+                (
+                    "Open connections are held: packets are dropped, not refused, and the connections go on "
+                    "at the restore unless a client gives up before. New ones are refused meanwhile."
+                ),
+            ),
+        ),
+        (
+            Option(
+                "leave_running",
+                "Leave it running",
+                "It goes on after the dump, and clients notice only the pause. Restoring that image later "
+                "closes the connections that were open now.",
+            ),
+        ),
+    ),
+    Action(
+        "stop",
+        "Stop {}",
+        "Stop",
+        (
+            ("What happens", "It is asked to end by SIGTERM."),
+            (
+                "Afterwards",
+                "What it had in memory is lost. Dump it instead if you want to go on later from where it is.",
+            ),
+            ("Its clients", "Their connections are closed, and new ones are refused."),
+        ),
+        (_GRACE,),
+        danger=True,
+    ),
+    Action(
+        "start",
+        "Start {}",
+        "Start",
+        (
+            ("What happens", "Its command is run from the beginning."),
+            (
+                "Afterwards",
+                (
+                    "It runs with empty memory. Restore an image instead to go on from where it was; "
+                    "connections held by its last dump are released, and their clients are told at once."
+                ),
+            ),
+        ),
+    ),
+    Action(
+        "restart",
+        "Restart {}",
+        "Restart",
+        (
+            ("What happens", "It is stopped, and its command is run again from the beginning."),
+            ("Its clients", "Their connections are closed. What it had in memory is lost."),
+        ),
+        (_GRACE,),
+        danger=True,
+    ),
+    Action(
+        "rename",
+        "Rename {}",
+        "Rename",
+        (("What happens", "Only its name changes; it goes on as it is, and its id stays."),),
+        (_NAME,),
+    ),
+    Action(
+        "delete",
+        "Delete {}",
+        "Delete",
+        (
+            ("What happens", "Miehistö forgets the service, and its log is deleted."),
+            ("Afterwards", "Its images stay. Restoring one of them brings it back."),
+        ),
+        (Option("stop", "Stop it first if it runs", "A running service is not deleted without this."),),
+        danger=True,
+        admin=True,
+    ),
+)
+
+_FOR_IMAGES = (
+    Action(
+        "restore",
+        "Restore {}",
+        "Restore",
+        (
+            (
+                "What happens",
+                (
+                    "The image is verified while its memory is read, and the service goes on from the moment "
+                    "of the dump: the same id, the same memory, new PIDs."
+                ),
+            ),
+            ("Afterwards", "The image stays, and can be restored again."),
+            (
+                "Its clients",
+                (
+                    "It listens on its ports again. Connections held since its final dump go on; those of an "
+                    "older image are closed, and their clients are told at once."
+                ),
+            ),
+        ),
+    ),
+    Action(
+        "verify",
+        "Verify {}",
+        "Verify",
+        (("What happens", "Each of its files is read and compared with the sums made at the dump."),),
+    ),
+    Action(
+        "rename",
+        "Rename {}",
+        "Rename",
+        (("What happens", "Only its name changes; its id and its folder stay."),),
+        (_NAME,),
+    ),
+    Action(
+        "delete",
+        "Delete {}",
+        "Delete",
+        (("What happens", "Its files are deleted. This cannot be undone."),),
+        (
+            Option(
+                "force",
+                "Even if it is all there is of a dumped service",
+                "Without this, the only image of a service that is dumped now is kept.",
+            ),
+        ),
+        danger=True,
+        admin=True,
+    ),
+)
+
+SERVICE_ACTIONS: Mapping[str, Action] = {action.name: action for action in _FOR_SERVICES}
+IMAGE_ACTIONS: Mapping[str, Action] = {action.name: action for action in _FOR_IMAGES}

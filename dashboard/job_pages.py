@@ -1,0 +1,70 @@
+"""The pages that show jobs: the list, and one with its steps. They ask for nothing."""
+
+from __future__ import annotations
+
+from django.db.models import Q, QuerySet
+from django.urls import reverse
+
+from dashboard.page import Context, Look, Moved, page
+from dashboard.tables import Column, Filter, begins, search_of, table
+from services import waiting
+from services.lookup import find_job
+from services.models import Job, Service
+from services.states import JobKind, JobState
+
+COLUMNS = (
+    Column("Job"),
+    Column("State"),
+    Column("About"),
+    Column("Asked by"),
+    Column("Queued", "queued"),
+    Column("Took", number=True),
+)
+ORDERS = {"queued": ("queued_at", "id")}
+
+
+def _shown(jobs: QuerySet[Job]) -> QuerySet[Job]:
+    return jobs.select_related("service", "node").defer("traceback", "result", "error_lines")
+
+
+@page("jobs/list.html", here="jobs", parts={"jobs": "jobs/_list.html"}, topics=("jobs",))
+def jobs(look: Look) -> Context:
+    """List jobs, the newest first."""
+    text = search_of(look.query)
+    searched = None
+    if text:
+        named = Service.objects.filter(name__icontains=text).values("id")
+        searched = (
+            Q(service_ref__in=named)
+            | begins("pk", text)
+            | begins("service_ref", text)
+            | begins("image_id", text)
+        )
+    active = Job.objects.active().values_list("status", flat=True)
+    return {
+        "table": table(
+            Job.objects.all(),
+            look.query,
+            columns=COLUMNS,
+            orders=ORDERS,
+            default="-queued",
+            filters=[
+                Filter("status", "State", [state.value for state in JobState]),
+                Filter("kind", "Kind", [kind.value for kind in JobKind]),
+                Filter("source", "From", ["web", "api", "mhctl", "manage", "schedule"]),
+            ],
+            searched=searched,
+            shown=_shown,
+        ),
+        "active": len(active),
+    }
+
+
+@page("jobs/job.html", here="jobs", parts={"job": "jobs/_job.html"}, topics=("job:{reference}",))
+def job(look: Look, reference: str) -> Context:
+    """Show a job with its steps, its error and CRIU's lines."""
+    found = find_job(reference)
+    if found.pk != reference:
+        raise Moved(reverse("services:job", args=[found.pk]))
+    row = waiting.load(found.pk)
+    return {"job": row, "events": row.known_events, "seconds": row.seconds}

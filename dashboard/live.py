@@ -1,0 +1,198 @@
+"""Keeps open pages up to date: one listener to the bell a process, one rendering for all who see the same.
+
+Pages that look at the same address with the same rights form an Audience. When something changes that it
+depends on, its parts are rendered once, and those that differ are sent to each page as a server-sent event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from urllib.parse import urlsplit
+
+from django.contrib.auth.decorators import login_not_required
+from django.db import DatabaseError
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, QueryDict, StreamingHttpResponse
+from django.urls import Resolver404, resolve
+
+from dashboard.changes import Changes
+from dashboard.page import Look, Moved, Page, Part, Words
+from dashboard.rights import Rights
+from services import waiting
+from services.problems import Problem
+from services.threads import in_thread
+
+log = logging.getLogger(__name__)
+
+# A burst of a job's steps is one look; and one audience is not rendered more often than that.
+PAUSE = 0.15  # seconds
+LOOK_ANYWAY = 2.0  # seconds between two looks at the rows when no bell rings: a ring can be lost
+LONGEST = 300.0  # seconds; then the browser comes again, and whether it may is asked anew
+KEEP_ALIVE = 15.0  # seconds
+RETRY = 1000  # milliseconds that a browser waits before it comes again
+
+RELOAD = b"event: reload\ndata: \n\n"
+
+Parts = dict[str, Part]
+
+
+class Audience:
+    """Those who look at one address of one page with the same rights."""
+
+    def __init__(self, page: Page, look: Look, words: Words) -> None:
+        self.page = page
+        self.look = look
+        self.words = words
+        self.topics = page.topics_of(words)
+        self.parts: Parts | None = None
+        self.gone = False
+        self.listeners: set[asyncio.Event] = set()
+
+    def render(self) -> tuple[Parts | None, bool]:
+        """Return the parts as they are now, and whether the page is gone."""
+        try:
+            context = self.page.context(self.look, **self.words)
+            return self.page.rendered(context), False
+        except (Problem, Moved, Http404):
+            return None, True
+
+    async def refresh(self) -> None:
+        """Render, and wake those whose page differs."""
+        try:
+            parts, gone = await in_thread(self.render)
+        except DatabaseError as error:
+            log.warning("a live page cannot be read, and is tried again: %s", error)
+            return
+        if (parts, gone) != (self.parts, self.gone):
+            self.parts, self.gone = parts, gone
+            for listener in self.listeners:
+                listener.set()
+
+
+class Hub:
+    """All audiences of one process, and the task that wakes them while there are any."""
+
+    def __init__(self) -> None:
+        self._audiences: dict[object, Audience] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._rendering = asyncio.Lock()
+
+    async def follow(
+        self, page: Page, look: Look, words: Words, have: set[str]
+    ) -> AsyncGenerator[Parts | None, None]:
+        """Yield the parts that differ from what the page has, now and whenever it changes; {} to keep alive.
+
+        have: digests of the parts that the page shows. None is yielded, last, when the page is gone.
+        """
+        key = (id(page), look.query.urlencode(), look.rights, tuple(sorted(words.items())))
+        audience = self._audiences.setdefault(key, Audience(page, look, words))
+        woken = asyncio.Event()
+        audience.listeners.add(woken)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
+        try:
+            async with self._rendering:  # who comes together is served by one rendering
+                if audience.parts is None:
+                    await audience.refresh()
+            deadline = time.monotonic() + LONGEST
+            while True:
+                if audience.gone:
+                    yield None
+                    return
+                woken.clear()
+                news = {
+                    name: part for name, part in (audience.parts or {}).items() if part.digest not in have
+                }
+                have = {part.digest for part in (audience.parts or {}).values()} or have
+                yield news
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(woken.wait(), min(left, KEEP_ALIVE))
+        finally:
+            audience.listeners.discard(woken)
+            if not audience.listeners and self._audiences.get(key) is audience:
+                del self._audiences[key]
+
+    async def _run(self) -> None:
+        """Look at the rows whenever the bell rings; end when nobody looks any more."""
+        changes = Changes()
+        await in_thread(changes.look)
+        # What was rendered before this task could look may be old by now.
+        stale = set(self._audiences.values())
+        async with aclosing(waiting.rings(LOOK_ANYWAY)) as rings:
+            async for _ in rings:
+                if not self._audiences:
+                    return
+                try:
+                    topics = await in_thread(changes.look)
+                except DatabaseError as error:
+                    log.warning("live pages cannot see what changed, and try again: %s", error)
+                    topics = frozenset()
+                for audience in self._audiences.values():
+                    if audience.topics & topics or (audience.parts is None and not audience.gone):
+                        stale.add(audience)
+                for audience in stale:
+                    if audience.listeners:
+                        async with self._rendering:
+                            await audience.refresh()
+                stale = set()
+                await asyncio.sleep(PAUSE)
+
+
+_hub = Hub()
+
+
+@login_not_required
+async def live(request: HttpRequest) -> HttpResponseBase:
+    """Stream the changes of the page named by ?on=, for whoever may see it."""
+    found = _resolved(request.GET.get("on", ""))
+    if request.method != "GET" or found is None:
+        raise Http404
+    page, words, query = found
+    user = await request.auser()
+    rights = await in_thread(Rights.of, user)
+    if not rights.see:
+        # Logged out meanwhile. Sent to the login an EventSource would only try again; so the page is told.
+        return HttpResponse(RELOAD, content_type="text/event-stream")
+    have = set(request.GET.get("have", "").split(",")) - {""}
+    answer = StreamingHttpResponse(
+        _events(page, Look(query, rights), words, have), content_type="text/event-stream"
+    )
+    answer["Cache-Control"] = "no-store"
+    answer["X-Accel-Buffering"] = "no"
+    return answer
+
+
+def _resolved(address: str) -> tuple[Page, Words, QueryDict] | None:
+    """Return the page of an address of ours, with live parts."""
+    parts = urlsplit(address)
+    if parts.scheme or parts.netloc:
+        return None
+    try:
+        found = resolve(parts.path)
+        query = QueryDict(parts.query)
+    except (Resolver404, ValueError):
+        return None
+    if not isinstance(found.func, Page) or not found.func.parts:
+        return None
+    return found.func, found.kwargs, query
+
+
+async def _events(page: Page, look: Look, words: Words, have: set[str]) -> AsyncGenerator[bytes, None]:
+    yield f"retry: {RETRY}\n\n".encode()
+    async with aclosing(_hub.follow(page, look, words, have)) as news:
+        async for parts in news:
+            if parts is None:
+                yield RELOAD
+                return
+            if not parts:
+                yield b":\n\n"
+                continue
+            data = {name: {"digest": part.digest, "html": part.html} for name, part in parts.items()}
+            yield f"event: parts\ndata: {json.dumps(data)}\n\n".encode()

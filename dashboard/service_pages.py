@@ -1,0 +1,114 @@
+"""The pages that show services: the list, and (for now) a log. They ask for nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from django.db.models import OuterRef, Q, QuerySet, Subquery
+from django.urls import reverse
+
+from dashboard.page import Context, Look, Moved, page
+from dashboard.tables import Column, Filter, begins, search_of, table
+from images.models import Image
+from services import logs
+from services.lookup import find_service
+from services.models import Job, Node, Service
+from services.states import ServiceState
+
+LOG_LINES = 200
+
+COLUMNS = (
+    Column("Service", "name"),
+    Column("State", "state"),
+    Column("Command", "command"),
+    Column("PID", "pid", number=True),
+    Column("Since", "since"),
+    Column("Last image"),
+)
+ORDERS = {
+    "name": ("name", "id"),
+    "state": ("status", "id"),
+    "command": ("argv", "id"),
+    "pid": ("pid", "id"),
+    "since": ("changed_at", "id"),
+    "created": ("created_at", "id"),
+}
+# What needs somebody comes first, then what runs.
+STATES = (
+    ServiceState.FAILED,
+    ServiceState.EXITED,
+    ServiceState.RUNNING,
+    ServiceState.STARTING,
+    ServiceState.DUMPING,
+    ServiceState.RESTORING,
+    ServiceState.STOPPING,
+    ServiceState.DUMPED,
+    ServiceState.STOPPED,
+    ServiceState.CREATED,
+)
+
+
+def _with_last_image(services: QuerySet[Service]) -> QuerySet[Service]:
+    """Add node, active job and newest image: what a row shows."""
+    newest = Image.objects.filter(service_ref=OuterRef("pk")).order_by("-created_at")
+    return services.for_display().annotate(  # type: ignore[attr-defined, no-any-return]
+        last_image_id=Subquery(newest.values("id")[:1]),
+        last_image_at=Subquery(newest.values("created_at")[:1]),
+    )
+
+
+@page(
+    "services/list.html",
+    here="services",
+    parts={"services": "services/_list.html"},
+    topics=("services", "images"),
+)
+def services(look: Look) -> Context:
+    """List services."""
+    text = search_of(look.query)
+    searched = Q(name__icontains=text) | Q(argv__icontains=text) | begins("pk", text) if text else None
+    nodes = list(Node.objects.order_by("name").values_list("name", flat=True))
+    counts = Counter(Service.objects.order_by().values_list("status", flat=True))
+    filters = [Filter("status", "State", [state.value for state in STATES], hidden=True)]
+    if len(nodes) > 1:
+        filters.append(Filter("node__name", "Node", nodes))
+    return {
+        "table": table(
+            Service.objects.all(),
+            look.query,
+            columns=COLUMNS,
+            orders=ORDERS,
+            default="created",
+            filters=filters,
+            searched=searched,
+            shown=_with_last_image,
+        ),
+        "states": [(state.value, counts[state.value]) for state in STATES if counts[state.value]],
+        "counted": sum(counts.values()),
+    }
+
+
+@page(
+    "services/show.html",
+    here="services",
+    parts={"service": "services/_show.html"},
+    topics=("service:{reference}",),
+)
+def service(look: Look, reference: str) -> Context:
+    """Show a service: what it is and does, its life, its images and jobs."""
+    found = find_service(reference, shown=True)
+    if found.pk != reference:
+        raise Moved(reverse("services:show", args=[found.pk]))
+    return {
+        "service": found,
+        "images": Image.objects.filter(service_ref=found.pk).order_by("-created_at").defer("manifest")[:10],
+        "jobs": Job.objects.filter(service_ref=found.pk).defer("traceback", "result", "error_lines")[:10],
+    }
+
+
+@page("services/logs.html", here="services")
+def log(look: Look, reference: str) -> Context:
+    """Show the last lines of a service's output."""
+    service = find_service(reference)
+    text, _inode, _offset = logs.tail(service.pk, LOG_LINES)
+    return {"service": service, "text": text.decode(errors="replace")}

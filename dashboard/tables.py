@@ -1,0 +1,145 @@
+"""Tables: search, filters, sorting and paging, all of it in the address. It knows no rows in particular."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from django.db.models import Model, Q, QuerySet
+from django.http import QueryDict
+
+from services.references import HEX_PREFIX
+
+M = TypeVar("M", bound=Model)
+
+ROWS = 50
+MOST_COUNTED = 10_000  # counting on would cost more than it tells
+MOST_PAGES = 2_000
+MOST_SEARCHED = 200  # characters
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's head. sort: the word for it in the address, "" when it cannot be sorted by."""
+
+    title: str
+    sort: str = ""
+    number: bool = False
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A choice above a table: its name in the address, its label, the values that there are.
+
+    hidden: it is offered elsewhere, as links with numbers.
+    """
+
+    name: str
+    label: str
+    values: Sequence[str]
+    hidden: bool = False
+
+
+@dataclass
+class Table(Generic[M]):
+    """One page of rows, and what the template needs around it."""
+
+    rows: list[M]
+    columns: Sequence[Column]
+    filters: Sequence[Filter]
+    search: str
+    chosen: Mapping[str, str]
+    sort: str
+    descending: bool
+    page: int
+    more: bool
+    counted: int
+
+    @property
+    def first(self) -> int:
+        """The number of the first row shown, from 1."""
+        return (self.page - 1) * ROWS + 1
+
+    @property
+    def last(self) -> int:
+        """The number of the last row shown."""
+        return self.first + len(self.rows) - 1
+
+    @property
+    def total(self) -> str:
+        """How many rows there are, as a text."""
+        return f"more than {MOST_COUNTED:,}" if self.counted > MOST_COUNTED else f"{self.counted:,}"
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether a search or a filter leaves something out."""
+        return bool(self.search or any(self.chosen.values()))
+
+
+def table(
+    rows: QuerySet[M],
+    query: QueryDict,
+    *,
+    columns: Sequence[Column],
+    orders: Mapping[str, Sequence[str]],
+    default: str,
+    filters: Sequence[Filter] = (),
+    searched: Q | None = None,
+    shown: Any = None,
+) -> Table[M]:
+    """Return the page of rows that a query string asks for; what it can't mean is passed over.
+
+    orders: word in the address → the fields that it means, ascending; "-word" is the way round.
+    default: the order without one. searched: what the search means. shown: adds to the queryset what only the
+    rows shown need.
+    Three queries at most: rows, their count, and what `shown` prefetches.
+    """
+    for choice in filters:
+        value = query.get(choice.name, "")
+        if value in choice.values and value:
+            rows = rows.filter(**{choice.name: value})
+    if searched is not None:
+        rows = rows.filter(searched)
+    asked = query.get("sort", "")
+    sort = asked if asked.removeprefix("-") in orders else default
+    descending, word = sort.startswith("-"), sort.removeprefix("-")
+    fields = [f"-{name}" if descending else name for name in orders[word]]
+    page = number(query.get("page", ""), most=MOST_PAGES)
+    first = (page - 1) * ROWS
+    counted = rows.order_by()[: MOST_COUNTED + 1].count()
+    ordered = (shown(rows) if shown else rows).order_by(*fields)
+    found = list(ordered[first : first + ROWS + 1])
+    return Table(
+        rows=found[:ROWS],
+        columns=columns,
+        filters=filters,
+        search=query.get("q", "")[:MOST_SEARCHED],
+        chosen={
+            choice.name: value for choice in filters if (value := query.get(choice.name, "")) in choice.values
+        },
+        sort=word,
+        descending=descending,
+        page=page,
+        more=len(found) > ROWS,
+        counted=counted,
+    )
+
+
+def number(text: str, *, most: int) -> int:
+    """Return a page's number from 1 to `most`; 1 for what is none."""
+    digits = text if text.isascii() and text.isdigit() and len(text) < 10 else "1"
+    return max(1, min(int(digits), most))
+
+
+def search_of(query: QueryDict) -> str:
+    """Return the text searched for; NUL, which no database can look for, left out."""
+    return query.get("q", "")[:MOST_SEARCHED].replace("\x00", "").strip()
+
+
+def begins(field: str, text: str) -> Q:
+    """Return the condition that an id begins with this text, in the form that an index can answer."""
+    prefix = text.lower()
+    if not HEX_PREFIX.match(prefix):
+        return Q(pk__in=[])
+    return Q(**{f"{field}__gte": prefix, f"{field}__lt": prefix + "g"})

@@ -1,0 +1,138 @@
+"""Template tags of the pages: icons, live parts, sizes and durations."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from django import template
+from django.http import QueryDict
+from django.template.context import RequestContext
+from django.templatetags.static import static
+from django.utils.html import format_html
+from django.utils.safestring import SafeString, mark_safe
+
+from dashboard.page import Part
+
+register = template.Library()
+
+_STATUS_ICONS = {
+    "running": "running",
+    "succeeded": "ok",
+    "sealed": "ok",
+    "done": "ok",
+    "asked": "queued",
+    "refused": "failed",
+    "queued": "queued",
+    "created": "queued",
+    "starting": "busy",
+    "stopping": "busy",
+    "dumping": "busy",
+    "restoring": "busy",
+    "dumped": "image",
+    "stopped": "stopped",
+    "exited": "exited",
+    "cancelled": "stopped",
+    "failed": "failed",
+    "errored": "failed",
+    "lost": "failed",
+    "damaged": "failed",
+}
+
+
+@register.simple_tag
+def icon(name: str) -> SafeString:
+    """Show one of our icons; the word beside it says what it means, so it is hidden from screen readers."""
+    return format_html(
+        '<svg class="icon" aria-hidden="true" focusable="false"><use href="{}#{}"/></svg>',
+        static("icons.svg"),
+        name,
+    )
+
+
+@register.simple_tag
+def status(word: str, job: bool = False) -> SafeString:
+    """Show a state: a sign, a colour and the word. job: a running job is busy, a running service is well."""
+    sign = "busy" if job and word == "running" else _STATUS_ICONS.get(word, "queued")
+    kind = "busy" if sign == "busy" else word
+    return format_html('<span class="status {}">{}{}</span>', kind, icon(sign), word)
+
+
+@register.simple_tag(takes_context=True)
+def live(context: RequestContext, name: str) -> SafeString:
+    """Place a live part of the page."""
+    part: Part = context["parts"][name]
+    return format_html(
+        '<div id="part-{}" class="part" data-digest="{}">{}</div>', name, part.digest, part.html
+    )
+
+
+@register.simple_tag
+def when(at: datetime | None) -> SafeString:
+    """Show a moment; with JavaScript it becomes "3 min ago", and keeps the whole as its title."""
+    if at is None:
+        return mark_safe('<span class="none">–</span>')
+    return format_html(
+        '<time datetime="{}" data-ago>{}</time>',
+        at.isoformat(timespec="milliseconds"),
+        at.strftime("%Y-%m-%d %H:%M:%S"),
+    )
+
+
+@register.filter
+def size(count: int | None) -> str:
+    """Return bytes as people read them, e.g. 21.4 MiB."""
+    if count is None:
+        return "–"
+    number = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(number) < 1024:
+            return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} TiB"
+
+
+@register.filter
+def duration(seconds: float | None) -> str:
+    """Return seconds as people read them: 4 ms, 1.24 s, 3 min 5 s, 2 h 10 min, 3 d 4 h."""
+    if seconds is None:
+        return "–"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+    whole = int(seconds)
+    for big, small, unit, rest in ((86400, 3600, "d", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s")):
+        if whole >= big:
+            left = whole % big // small
+            return f"{whole // big} {unit} {left} {rest}" if left else f"{whole // big} {unit}"
+    return f"{whole} s"
+
+
+@register.filter
+def short(identifier: str) -> str:
+    """Return the first digits of an id, enough to tell it from others."""
+    return identifier[:12]
+
+
+@register.filter
+def words(kind: str) -> str:
+    """Return a kind of job or an action as words: delete_image → delete image."""
+    return kind.replace("_", " ")
+
+
+@register.simple_tag(takes_context=True)
+def query_with(context: RequestContext, **changes: Any) -> str:
+    """Return the page's query string with some values changed; an empty one is left out."""
+    query: QueryDict = context["query"].copy()
+    for name, value in changes.items():
+        query.pop(name, None)
+        if value not in {None, ""}:
+            query[name] = str(value)
+    return "?" + query.urlencode()
+
+
+@register.filter
+def chosen(query: QueryDict, name: str) -> str:
+    """Return a value of the query string."""
+    return query.get(name, "")

@@ -1,0 +1,198 @@
+/* What the pages do with JavaScript: dialogs, relative times, live parts. Everything works without it, too. */
+"use strict";
+
+(function () {
+  const $ = (selector, root) => (root || document).querySelector(selector);
+  const all = (selector, root) => Array.from((root || document).querySelectorAll(selector));
+
+  /* --- Relative times ------------------------------------------------------------------------- */
+
+  const STEPS = [[60, 1, "s"], [3600, 60, "min"], [86400, 3600, "h"], [86400 * 30, 86400, "d"]];
+
+  function ago(seconds) {
+    if (seconds < 2) return "just now";
+    for (const [below, unit, word] of STEPS) {
+      if (seconds < below) return Math.floor(seconds / unit) + " " + word + " ago";
+    }
+    return null;
+  }
+
+  function tellTimes(root) {
+    const now = Date.now();
+    for (const time of all("time[data-ago]", root)) {
+      const at = new Date(time.dateTime);
+      if (!time.title) time.title = at.toLocaleString() + " (" + time.textContent.trim() + " UTC)";
+      const text = ago((now - at.getTime()) / 1000) || at.toLocaleDateString();
+      if (time.textContent !== text) time.textContent = text;
+    }
+  }
+
+  /* --- Morphing: make a part look like new HTML and keep what somebody is at ------------------- */
+
+  const KEPT = { INPUT: ["checked", "value"], TEXTAREA: ["value"], SELECT: ["value"], DETAILS: ["open"] };
+
+  function alike(one, other) {
+    return one.nodeType === other.nodeType && one.nodeName === other.nodeName && (one.id || "") === (other.id || "");
+  }
+
+  function morph(old, fresh) {
+    if (old.nodeType !== 1) {
+      if (old.nodeValue !== fresh.nodeValue) old.nodeValue = fresh.nodeValue;
+      return;
+    }
+    if (old.hasAttribute("data-keep")) return;
+    for (const { name } of Array.from(old.attributes)) {
+      if (!fresh.hasAttribute(name) && !(KEPT[old.nodeName] || []).includes(name) && name !== "title") old.removeAttribute(name);
+    }
+    for (const { name, value } of Array.from(fresh.attributes)) {
+      if (old.getAttribute(name) !== value && !(KEPT[old.nodeName] || []).includes(name)) old.setAttribute(name, value);
+    }
+    if (old.nodeName === "TIME" && old.dateTime !== fresh.dateTime) old.removeAttribute("title");
+    morphChildren(old, fresh);
+  }
+
+  function morphChildren(old, fresh) {
+    const byId = new Map(Array.from(old.children).filter((child) => child.id).map((child) => [child.id, child]));
+    let place = old.firstChild;
+    for (const wanted of Array.from(fresh.childNodes)) {
+      const moved = wanted.id && byId.get(wanted.id);
+      if (moved && moved !== place) old.insertBefore(moved, place);
+      const here = moved || place;
+      if (here && alike(here, wanted)) {
+        morph(here, wanted);
+        place = here.nextSibling;
+      } else {
+        old.insertBefore(wanted, place);
+      }
+    }
+    while (place) {
+      const next = place.nextSibling;
+      place.remove();
+      place = next;
+    }
+  }
+
+  function show(part, html) {
+    const fresh = document.createElement("template");
+    fresh.innerHTML = html;
+    morphChildren(part, fresh.content);
+    tellTimes(part);
+    part.dispatchEvent(new CustomEvent("miehisto:shown", { bubbles: true }));
+  }
+
+  /* --- Dialogs -------------------------------------------------------------------------------- */
+
+  const dialog = $("#dialog");
+
+  function openDialog(address) {
+    window.htmx.ajax("GET", address, { target: "#dialog-body", swap: "innerHTML" }).then(() => {
+      if (!$("#dialog-body").firstElementChild) return;
+      if (!dialog.open) dialog.showModal();
+      const first = $("[autofocus]", dialog) || $("input:not([type=hidden]), textarea, button", dialog);
+      if (first) first.focus();
+    });
+  }
+
+  document.addEventListener("click", (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
+    const link = event.target.closest("a[data-dialog]");
+    if (link && window.htmx) {
+      event.preventDefault();
+      openDialog(link.href);
+      return;
+    }
+    const close = event.target.closest("[data-close]");
+    if (close && dialog.open && dialog.contains(close)) {
+      event.preventDefault();
+      dialog.close();
+    }
+    if (event.target === dialog) dialog.close();
+  });
+
+  document.addEventListener("submit", (event) => {
+    const form = event.target;
+    if (form.matches("form[data-dialog]") && window.htmx) {
+      event.preventDefault();
+      const given = new URLSearchParams(new FormData(form, event.submitter));
+      openDialog(form.getAttribute("action") + "?" + given);
+    } else if (form.method === "post" && event.submitter) {
+      // A second click would ask for a second job. The page that follows has a button of its own.
+      if (form.dataset.sent) event.preventDefault();
+      form.dataset.sent = "1";
+      setTimeout(() => delete form.dataset.sent, 3000);
+    }
+  });
+
+  document.addEventListener("htmx:responseError", (event) => {
+    say("The site answered with an error (" + event.detail.xhr.status + "). Load the page again.");
+  });
+  document.addEventListener("htmx:sendError", () => say("The site cannot be reached. Is miehistod running?"));
+
+  document.addEventListener("change", (event) => {
+    if (!event.target.matches("[data-all]")) return;
+    for (const box of all('input[name="id"]', event.target.closest("form"))) box.checked = event.target.checked;
+  });
+
+  /* --- Live parts ------------------------------------------------------------------------------ */
+
+  const stream = $("#stream");
+  let source = null;
+  let since = null;
+
+  function say(text) {
+    if (!stream) return;
+    stream.hidden = !text;
+    if (stream.textContent !== text) stream.textContent = text;
+  }
+
+  function parts() {
+    return all(".part[data-digest]");
+  }
+
+  function listen() {
+    if (source) source.close();
+    source = null;
+    if (document.hidden || !parts().length) return;
+    const have = parts().map((part) => part.dataset.digest).join(",");
+    const address = "/live/?" + new URLSearchParams({ on: location.pathname + location.search, have });
+    source = new EventSource(address);
+    source.addEventListener("open", () => {
+      since = null;
+      say("");
+      document.documentElement.dataset.stream = "open";
+    });
+    source.addEventListener("parts", (event) => {
+      const found = JSON.parse(event.data);
+      for (const name in found) {
+        const part = document.getElementById("part-" + name);
+        if (!part || part.dataset.digest === found[name].digest) continue;
+        part.dataset.digest = found[name].digest;
+        show(part, found[name].html);
+      }
+    });
+    // The site asks for it: somebody logged out, or what the page shows is gone.
+    source.addEventListener("reload", () => location.reload());
+    source.addEventListener("error", () => {
+      delete document.documentElement.dataset.stream;
+      if (document.hidden) return;
+      since = since || new Date();
+      say("The connection is lost; what you see is as it was at " + since.toLocaleTimeString() + ". Trying again…");
+      // The browser tries again by itself unless the site refused: then it takes us to ask.
+      if (source && source.readyState === EventSource.CLOSED) setTimeout(listen, 3000);
+    });
+  }
+
+  // A hidden page gives its connection back: browsers have six for one site, over all tabs.
+  document.addEventListener("visibilitychange", listen);
+  window.addEventListener("pagehide", () => source && source.close());
+  window.addEventListener("pageshow", (event) => event.persisted && listen());
+  for (const moved of ["htmx:pushedIntoHistory", "htmx:historyRestore"]) document.addEventListener(moved, () => setTimeout(listen));
+  document.addEventListener("htmx:afterSwap", (event) => {
+    tellTimes(event.target);
+    if (event.target.matches(".part")) event.target.dataset.digest = "";
+  });
+
+  tellTimes();
+  setInterval(tellTimes, 5000);
+  listen();
+})();
