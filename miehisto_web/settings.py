@@ -165,6 +165,11 @@ CELERY_BROKER_URL = env.str("CELERY_BROKER_URL", "") or f"redis+socket://{MIEHIS
 CELERY_TASK_SERIALIZER = "json"
 CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_IGNORE_RESULT = True
+# There are no results, so nothing of them is cleaned up each night.
+CELERY_RESULT_EXPIRES = None
+CELERY_RESULT_ACCEPT_CONTENT = ["json"]
+# Nothing asks a worker anything over the queue, and so nobody can tell it anything.
+CELERY_WORKER_ENABLE_REMOTE_CONTROL = False
 CELERY_TASK_ACKS_LATE = False
 CELERY_TASK_DEFAULT_QUEUE = f"node.{MIEHISTO_NODE}"
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1

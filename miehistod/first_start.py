@@ -10,6 +10,7 @@ from miehistod.folders import write_private
 from miehistod.launch import Launcher
 
 ADMIN = "admin"
+WRONG_SETTING = 3
 FROM_DJANGO = "Mend the setting that is named (docs/settings.md), or the database that DATABASE_URL names."
 
 
@@ -17,13 +18,16 @@ FROM_DJANGO = "Mend the setting that is named (docs/settings.md), or the databas
 PREPARE = """
 import sys
 import django
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
 from environs import EnvError
+from services.broker import refuse_open
 try:
     django.setup()
+    refuse_open(settings.CELERY_BROKER_URL)
     if "migrate" in sys.argv:
         call_command("migrate", interactive=False, verbosity=0)
     else:
@@ -37,7 +41,10 @@ try:
             sys.exit("It belongs to a newer Miehist\u00f6, with " + ", ".join(map(".".join, newer)) + ".")
     if "token" in sys.argv:
         call_command("daemon_token")
-except (EnvError, ImproperlyConfigured, DatabaseError) as error:
+except (EnvError, ImproperlyConfigured) as error:
+    sys.stderr.write(str(error))
+    sys.exit(3)
+except DatabaseError as error:
     sys.exit(str(error))
 """
 
@@ -55,6 +62,9 @@ def prepare_database(launcher: Launcher, *, migrate: bool = True, make_token: bo
     words = [word for word, asked in (("migrate", migrate), ("token", make_token)) if asked]
     done = launcher.run_python_as_user("-c", PREPARE, *words)
     token = done.stdout.strip().rpartition("\n")[2]
+    if done.returncode == WRONG_SETTING:
+        message, _, remedy = done.stderr.strip().partition("\n  remedy: ")
+        raise CannotRun(message if message.endswith(".") else f"{message}.", remedy or FROM_DJANGO)
     if done.returncode != 0 or (make_token and not token):
         raise CannotRun(
             f"The database cannot be prepared:\n{_last_lines(done.stderr or done.stdout)}", FROM_DJANGO

@@ -9,4 +9,5 @@ class ServicesConfig(AppConfig):
     name = "services"
 
     def ready(self) -> None:
+        from services import checks as checks  # noqa: PLC0414 - its import registers them
         roles.connect()
