@@ -17,7 +17,8 @@ from miehistod.errors import CannotRun
 from miehistod.launch import Launcher
 from miehistod.settings import Settings, read
 from miehistod.supervisor import GaveUp, PartSpec, Supervisor
-from worker import orphans
+from worker import orphans, policy
+from worker.errors import JobFailed
 
 ORPHANS_EVERY = 1.0
 
@@ -93,6 +94,7 @@ def prepare(settings: Settings, wanted: frozenset[str] = parts.ALL) -> Prepared:
     Raises:
         CannotRun: something is missing.
     """
+    _check_policy()
     site_user = account.find(settings.user)
     folders.make_folders(settings, site_user)
     listeners = []
@@ -120,6 +122,18 @@ def prepare(settings: Settings, wanted: frozenset[str] = parts.ALL) -> Prepared:
         listeners.append(sockets.listen_unix(settings, site_user))
         others.append(parts.site_part(launcher, listeners))
     return Prepared(settings, settings.state_dir / "admin_password", redis, others, listeners)
+
+
+def _check_policy() -> None:
+    """See that root's policy can be read: the worker would refuse every start and every restore.
+
+    Raises:
+        CannotRun: it is damaged, or somebody but root could change it.
+    """
+    try:
+        policy.in_force()
+    except JobFailed as failure:
+        raise CannotRun(failure.message, failure.remedy) from None
 
 
 async def bring_up(node: Prepared, supervisor: Supervisor) -> None:

@@ -10,4 +10,5 @@ class ServicesConfig(AppConfig):
 
     def ready(self) -> None:
         from services import checks as checks  # noqa: PLC0414 - its import registers them
+
         roles.connect()

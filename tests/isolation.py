@@ -25,6 +25,9 @@ _RUN = uuid.uuid4().hex
 FOLDER = Path(tempfile.mkdtemp(prefix="miehisto-tests-"))
 """This run's folder. The site's unprivileged user may enter it, unlike pytest's own tmp_path."""
 
+POLICY = FOLDER / "policy.toml"
+"""This run's policy: it forbids nothing unless a test writes something into it."""
+
 _OURS = ("MIEHISTO_", "CELERY_", "DATABASE_URL", "DJANGO_")
 _PLACES = ("/run", "/tmp", "/dev/shm", "/var/lib", "/var/log", "/var/tmp", "/etc")
 _TOOLS = {"MIEHISTO_CRIU", "MIEHISTO_TINI", "MIEHISTO_USER"}
@@ -45,6 +48,9 @@ def _isolate() -> None:
     temporary.chmod(0o1777)
     os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
     os.environ[MARK] = _RUN
+    # Not the host's own, whatever it may forbid.
+    POLICY.touch(mode=0o644)
+    os.environ["MIEHISTO_POLICY"] = str(POLICY)
 
 
 _isolate()

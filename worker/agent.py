@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from celery import bootsteps, current_app
+from celery.platforms import EX_FAILURE
 from django.conf import settings
 from django.db import DatabaseError, close_old_connections, connection
 
@@ -78,6 +79,7 @@ class Agent:
                 new = self.keep()
                 close_old_connections()
                 if now - beat >= HEARTBEAT_EVERY:
+                    can["policy"] = host.rules()
                     operations.heartbeat(self._node, version, os.uname().release, can)
                     (self._paths.run_dir / "worker.ready").touch()
                     beat = now
@@ -216,6 +218,15 @@ class AgentStep(bootsteps.StartStopStep):
     def start(self, _worker: Any) -> None:
         """Start the agent."""
         self._agent.start()
+
+    def close(self, worker: Any) -> None:
+        """End at once, for miehistod to start another, where Celery has met what it cannot bear.
+
+        A message that is no message does that. Celery's own end would wait for ever for its pool, which
+        nobody hears any more.
+        """
+        if worker.exitcode == EX_FAILURE:
+            os._exit(EX_FAILURE)
 
     def stop(self, _worker: Any) -> None:
         """Stop the agent."""

@@ -23,10 +23,12 @@ from worker import (
     scanning,
     supervision,
 )
+from worker import spec as specs
 from worker.dumping import Dump, Dumped
 from worker.durable import write_json
 from worker.errors import JobFailed
 from worker.paths import archive_name
+from worker.policy import Policy
 from worker.restoring import restore
 from worker.supervision import Running
 from worker.tools import Tools
@@ -74,6 +76,41 @@ class Engine:
                 )
             yield lock
 
+    @contextmanager
+    def _admitted(self, policy: Policy, service_id: str) -> Iterator[None]:
+        """Keep the number of services that live within the policy while one more comes to life.
+
+        Raises:
+            JobFailed: there are as many as there may be.
+        """
+        if policy.services is None:
+            yield
+            return
+        with locks.waited_for(self.paths.admission_lock):
+            policy.check_number(len(supervision.living(self.paths) - {service_id}))
+            yield
+
+    def permitted(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """Return a spec as it may be run now.
+
+        Raises:
+            JobFailed: it has not the shape of one, or root's policy forbids it.
+        """
+        return self.tools.policy().applied(specs.checked(spec))
+
+    def _permitting(self, image_id: str, facts: dict[str, Any]) -> Policy:
+        """Return root's policy if it lets an image run.
+
+        Raises:
+            JobFailed: it does not.
+        """
+        policy = self.tools.policy()
+        specs.checked(facts["spec"])
+        policy.check_image(facts)
+        if policy.restricts_accounts:
+            policy.check_accounts(preflight.accounts_in(self.paths.image(image_id)))
+        return policy
+
     def start(self, service_id: str, spec: dict[str, Any]) -> Running:
         """Start a service from its spec.
 
@@ -85,12 +122,17 @@ class Engine:
         """
         with self._alone(service_id):
             self._refuse_running(service_id)
+            policy = self.tools.policy()
+            spec = policy.applied(specs.checked(spec))
             self.step("starting")
             path = self.paths.spec(service_id)
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_json(path, spec)
             self.paths.empty_root.mkdir(mode=0o700, exist_ok=True)
-            running = supervision.launch(self.paths, "start", service_id, self.tools.tini, self.tools.timeout)
+            with self._admitted(policy, service_id):
+                running = supervision.launch(
+                    self.paths, "start", service_id, self.tools.tini, self.tools.timeout
+                )
             connections.service_runs(self.paths, service_id, "")
             self.step("watching it settle")
             if running.wait(self.tools.settle):
@@ -154,7 +196,7 @@ class Engine:
             self.step("looking before freezing")
             running = self._running(service_id)
             account = preflight.account_for_dump(running.init.pid)
-            preflight.check_room(self.paths.images, running.init.pid)
+            preflight.check_room(self.paths.images, running.init.pid, self.tools.policy().pool)
             return Dump(
                 self.tools, service_id, image_id, running, account, leave_running, lock, options or {}
             ).run()
@@ -172,6 +214,8 @@ class Engine:
             self._refuse_running(service_id)
             with _offering_a_cold_start():
                 facts = manifest.read(self.paths.image(image_id))
+            policy = self._permitting(image_id, facts)
+            with _offering_a_cold_start(), self._admitted(policy, service_id):
                 preflight.check_mounts(facts)
                 self.paths.empty_root.mkdir(mode=0o700, exist_ok=True)
                 try:

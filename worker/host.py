@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -9,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from worker import criu, namespaces, probe
+from worker import criu, namespaces, policy, probe
 from worker.errors import JobFailed
 from worker.paths import Paths
 
@@ -51,6 +52,15 @@ def _criu_feature(criu_binary: str, name: str) -> bool:
     return asked.returncode == 0
 
 
+def rules() -> dict[str, object]:
+    """Return what root lets services be on this node, or why nobody can tell."""
+    try:
+        found = policy.in_force()
+    except JobFailed as failure:
+        return {"error": failure.message}
+    return {"file": found.file, "rules": found.rules()}
+
+
 def check(paths: Paths, criu_binary: str, tini: str) -> list[Check]:
     """Look at everything that a dump and a restore need; a probe process is really dumped and restored."""
     found = [_is_root(), _has_criu(criu_binary), _has_tini(tini)]
@@ -61,6 +71,7 @@ def check(paths: Paths, criu_binary: str, tini: str) -> list[Check]:
         *found,
         _pool(paths),
         private_folders(paths),
+        _policy(),
         Check(
             "firewall",
             shutil.which("nft") is not None,
@@ -116,6 +127,17 @@ def _probe(criu_binary: str, tini: str) -> Check:
         detail = " ".join([failure.message, *failure.lines[-3:]])
         return Check("dump and restore", False, True, detail, failure.remedy)
     return Check("dump and restore", True, True, f"a probe was dumped and restored in {seconds:.2f} s", "")
+
+
+def _policy() -> Check:
+    try:
+        found = policy.in_force()
+    except JobFailed as failure:
+        return Check("policy", False, True, failure.message, failure.remedy)
+    if not found.file:
+        return Check("policy", True, True, f"no {policy.DEFAULT}: services may be anything", "")
+    said = ", ".join(f"{name} = {json.dumps(value)}" for name, value in found.rules().items())
+    return Check("policy", True, True, f"{found.file}: {said or 'nothing is forbidden'}", "")
 
 
 def _pool(paths: Paths) -> Check:

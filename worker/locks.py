@@ -31,6 +31,17 @@ def take(path: str | Path) -> int | None:
 
 
 @contextmanager
+def waited_for(path: str | Path) -> Iterator[None]:
+    """Hold the lock file `path` for the block, waiting until nobody else has it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def held(path: str | Path, patience: float = 0.0) -> Iterator[int | None]:
     """Hold the lock file `path` for the block, or longer in a process that inherits the descriptor.
 

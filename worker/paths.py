@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-_ID = re.compile(r"[0-9a-f]{32}\Z")
+IS_ID = re.compile(r"[0-9a-f]{32}\Z")
 _ARCHIVE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")
 
 
@@ -67,6 +67,11 @@ class Paths(NamedTuple):
         """Return the file in which runmh says how its service is."""
         return self.runtime(service_id) / "state.json"
 
+    @property
+    def admission_lock(self) -> Path:
+        """Return the lock of whoever counts the services that live, and then adds one."""
+        return self.run_dir / "admission.lock"
+
     def job_lock(self, service_id: str) -> Path:
         """Return the lock of whoever works on a service: the worker, or a CRIU that has outlived it."""
         return self.runtime(service_id) / "job.lock"
@@ -82,7 +87,7 @@ def checked_id(text: str) -> str:
     Raises:
         ValueError: `text` is not 32 lower-case hex digits.
     """
-    if not _ID.match(text):
+    if not IS_ID.match(text):
         raise ValueError(f"not an id: {text[:80]!r}")
     return text
 

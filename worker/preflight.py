@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from worker import namespaces, process
+from worker import criu, manifest, namespaces, process
 from worker.criu import Account, has_sys_resource
 from worker.errors import JobFailed
 from worker.runmh.launch import binds_of
@@ -46,14 +46,37 @@ def account_for_dump(init: int) -> Account | None:
     )
 
 
-def check_room(pool: Path, init: int) -> None:
-    """Refuse a dump that the pool has no room for.
+def accounts_in(image: Path) -> set[tuple[int, int]]:
+    """Return the (uid, gid) that the processes in an image have, or could take back.
 
     Raises:
-        JobFailed: less is free than the service's memory may need.
+        JobFailed: the image is damaged.
+    """
+    found: set[tuple[int, int]] = set()
+    for path in sorted(image.glob("core-*.img")):
+        try:
+            for entry in criu.entries(path):
+                owner = entry["thread_core"]["creds"]
+                groups = [owner["gid"], owner["egid"], owner["sgid"]]
+                found.update(zip((owner["uid"], owner["euid"], owner["suid"]), groups, strict=True))
+        except Exception as error:  # pycriu says in many ways that a file is not what it should be
+            raise manifest.damaged(image, [f"{path.name}: {type(error).__name__}"]) from None
+    return found
+
+
+def check_room(pool: Path, init: int, most: int | None = None) -> None:
+    """Refuse a dump that the pool has no room for.
+
+    Args:
+        most: bytes that all images together may take, by root's policy.
+
+    Raises:
+        JobFailed: less is free, or allowed, than the service's memory may need.
     """
     free = os.statvfs(pool)
     available = free.f_bavail * free.f_frsize
+    if most is not None:
+        available = min(available, most - _size_of(pool))
     pids = list(process.tree(init))
     # The quick sum counts shared pages once a process; the exact one is asked for only if it matters.
     if available >= _RESERVE + sum(map(_resident, pids)):
@@ -62,11 +85,22 @@ def check_room(pool: Path, init: int) -> None:
     if available < needed:
         raise JobFailed(
             "pool_full",
-            f"The image pool has {available / 2**20:.0f} MiB free;"
+            f"The image pool has {max(available, 0) / 2**20:.0f} MiB free;"
             f" this dump needs about {needed / 2**20:.0f} MiB.",
             "Delete images that are no longer needed (mhctl image list),"
-            f" or enlarge the file system of {pool}.",
+            f" or enlarge the file system of {pool}"
+            + ("." if most is None else f" and the {most / 2**20:.0f} MiB that this node's policy allows."),
         )
+
+
+def _size_of(pool: Path) -> int:
+    """Return the bytes that the files of a pool take on its disk."""
+    return sum(
+        file.stat(follow_symlinks=False).st_blocks * 512
+        for image in os.scandir(pool)
+        if image.is_dir(follow_symlinks=False)
+        for file in os.scandir(image)
+    )
 
 
 def _resident(pid: int) -> int:

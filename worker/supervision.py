@@ -253,6 +253,16 @@ def is_watched(paths: Paths, service_id: str) -> bool:
     return runmh is not None and Process(*runmh).alive()
 
 
+def living(paths: Paths) -> set[str]:
+    """Return the ids of the services of which a process lives now."""
+    return {
+        folder.name
+        for folder in (paths.run_dir / "services").iterdir()
+        for state in [read_state(paths, folder.name)]
+        if any(name in state and state[name] and Process(*state[name]).alive() for name in ("runmh", "init"))
+    }
+
+
 def is_at_work(paths: Paths, service_id: str) -> bool:
     """Tell whether a supervisor is about to start or restore the service, or to say how it ended."""
     with locks.held(paths.runtime(service_id) / "lock") as free:

@@ -24,10 +24,10 @@ from services.problems import Problem
 from services.states import JobKind, JobState, ServiceState
 from services.writing import Steps, surely
 from worker import agent as agent  # noqa: PLC0414 - its import adds the agent to the worker that runs this
-from worker import commands, host, reconcile, spares, warm
+from worker import commands, host, policy, reconcile, spares, warm
 from worker.engine import Engine
 from worker.errors import JobFailed, describe
-from worker.paths import Paths
+from worker.paths import IS_ID, Paths
 from worker.reconcile import Truth
 from worker.supervision import Running
 from worker.tools import Tools
@@ -71,6 +71,7 @@ def engine(step: Callable[[str], None]) -> Engine:
             settings.MIEHISTO_JOB_TIMEOUT,
             settings.MIEHISTO_START_SETTLE,
             _warm(os.getpid()),
+            policy.in_force,
         )
     )
 
@@ -83,8 +84,18 @@ def get_ready(**_: Any) -> None:
 
 
 @shared_task(name="miehisto.run_job")
-def run_job(job_id: str) -> None:
-    """Claim the job and carry it out; delivered twice it is done once."""
+def run_job(*order: object, **more: object) -> None:
+    """Claim the job and carry it out; delivered twice it is done once.
+
+    Args:
+        order: the job's id and nothing else; what has another shape was sent by a stranger.
+    """
+    match order:
+        case (str(job_id),) if IS_ID.match(job_id) and not more:
+            pass
+        case _:
+            log.warning("the queue held what is no job's id, it is dropped: %.200r %.200r", order, more)
+            return
     try:
         _run(job_id)
     finally:
@@ -192,6 +203,8 @@ def _stop(job: Job, engine: Engine) -> Outcome:
 
 
 def _restart(job: Job, engine: Engine) -> Outcome:
+    # What may not start again is not stopped.
+    engine.permitted(_spec(job))
     _stop(job, engine)
     return _start(job, engine)
 
@@ -209,7 +222,7 @@ def _dump(job: Job, engine: Engine) -> Outcome:
 
 
 def _restore(job: Job, engine: Engine) -> Outcome:
-    engine.take_back(job.service_ref, _spec(job))
+    engine.take_back(job.service_ref, engine.permitted(_spec(job)))
     accepted = bool(job.options.get("accept_changed_files"))
     running = engine.restore(job.service_ref, job.image_id, accept_changed_files=accepted)
     return Outcome(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from worker.paths import Paths
+from worker.policy import Policy
 from worker.warm import Warm
 
 
@@ -21,6 +22,7 @@ class Tools(NamedTuple):
         timeout: seconds that CRIU may be silent.
         settle: seconds that a service must live to count as started.
         warm: what spares CRIU its kernel probe.
+        policy: reads what root lets services be; anything, where nobody else asks.
     """
 
     paths: Paths
@@ -30,6 +32,7 @@ class Tools(NamedTuple):
     timeout: float = 600.0
     settle: float = 0.5
     warm: Warm = Warm()
+    policy: Callable[[], Policy] = Policy
 
     def work_folder(self, service_id: str) -> Path:
         """Return the folder for the log and figures of the next call, without those of the last."""

@@ -1,0 +1,335 @@
+"""What root lets services be: a file of root's that the worker reads before each start and each restore.
+
+The site may have been taken over and may write any row; it can write neither this file nor the worker's
+environment. Knows no rows; docs/policy.md describes every rule.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from worker import places
+from worker.errors import JobFailed, describe
+from worker.runmh.launch import DEFAULT_PATH, Account, Refused, binds_of
+
+DEFAULT = Path("/etc/miehisto/policy.toml")
+_SIZE = re.compile(r"(\d{1,12})([KMGT]?)\Z")
+_LARGE = 1 << 20  # bytes; a policy is a page of text
+# What the dynamic linker and the C library take code or files from (ld.so(8)): with one of these a program
+# that is allowed runs another's code.
+_LOADS_CODE = re.compile(r"LD_|GCONV_PATH\Z|GETCONF_DIR\Z|HOSTALIASES\Z|LOCPATH\Z|NLSPATH\Z|MALLOC_TRACE\Z")
+# A bind over one of these would give a program that is allowed another's code.
+_SYSTEM = ("/bin", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/sbin", "/usr", "/opt/miehisto")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The rules; None stands for one that is not set.
+
+    Attributes:
+        file: where the rules come from; empty if there is no file.
+        root: whether a service may run as root.
+        users: names or numbers of those that services may run as.
+        groups: names or numbers of groups that services may be given besides their user's own.
+        programs: files, or folders of files, that services may run.
+        directories: where services may work, and what may be bound into them.
+        capabilities: what services may keep beyond the default.
+        new_privileges: whether a service may be let gain privileges by running a program (setuid).
+        services: how many may have a process at once.
+        memory, tasks, open_files: the most that one service may have, in bytes, processes, descriptors.
+        pool: bytes that all images together may take.
+    """
+
+    file: str = ""
+    root: bool = True
+    users: tuple[str, ...] | None = None
+    groups: tuple[str, ...] | None = None
+    programs: tuple[str, ...] | None = None
+    directories: tuple[str, ...] | None = None
+    capabilities: tuple[str, ...] | None = None
+    new_privileges: bool = True
+    services: int | None = None
+    memory: int | None = None
+    tasks: int | None = None
+    open_files: int | None = None
+    pool: int | None = None
+
+    def rules(self) -> dict[str, Any]:
+        """Return the rules that restrict anything, by their names in the file."""
+        unset = Policy()
+        said = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "file"}
+        return {name: value for name, value in said.items() if value != getattr(unset, name)}
+
+    def applied(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """Return the spec as it may be run: with the command's path, and within the limits.
+
+        Args:
+            spec: what a row or a manifest says: argv, user, group, cwd, env, binds, privileges, limits.
+
+        Raises:
+            JobFailed: a rule forbids it, which is named.
+        """
+        self._check_account(spec)
+        self._check_directories(spec)
+        self._check_privileges(spec.get("privileges") or {})
+        limits = self._limits(spec.get("limits") or {})
+        return {**spec, "argv": self._command(spec), "limits": limits}
+
+    def check_image(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Check an image's manifest as a spec is; return its spec with the limits of now.
+
+        Raises:
+            JobFailed: a rule forbids it.
+        """
+        spec: dict[str, Any] = facts["spec"]
+        if self.directories is not None:
+            asked = {(target, source) for source, target, _ in binds_of(spec)}
+            for target, source in facts["mounts"]:
+                if target != source and (target, source) not in asked:
+                    self._refuse("directories", f"shows {source} at {target} without having asked for it")
+        return self.applied(spec)
+
+    def check_number(self, living: int) -> None:
+        """Check that one more service may live beside so many.
+
+        Raises:
+            JobFailed: that would be too many.
+        """
+        if self.services is not None and living >= self.services:
+            self._refuse("services", f"would be one more than the {self.services} that may run at once")
+
+    def check_accounts(self, accounts: Iterable[tuple[int, int]]) -> None:
+        """Check the (uid, gid) pairs of processes.
+
+        Raises:
+            JobFailed: one of them may not run here.
+        """
+        for uid, gid in sorted(set(accounts)):
+            self._check_account({"user": str(uid), "group": str(gid)})
+
+    @property
+    def restricts_accounts(self) -> bool:
+        """Whether it matters who a service runs as."""
+        return not self.root or self.users is not None or self.groups is not None
+
+    def _refuse(self, rule: str, what: str) -> NoReturn:
+        raise JobFailed(
+            "policy_refused",
+            f"This node's policy forbids it: the service {what} (rule {rule!r} in {self.file}).",
+            f"Change the service, or let root change the rule in {self.file}.",
+        )
+
+    def _check_account(self, spec: Mapping[str, Any]) -> None:
+        if not self.restricts_accounts:
+            return
+        account = _account(str(spec.get("user", "")), str(spec.get("group", "")))
+        if not self.root and account.uid == 0:
+            self._refuse("root", "would run as root")
+        if self.users is not None and not {account.name, str(account.uid)} & set(self.users):
+            self._refuse("users", f"would run as {account.name}")
+        own = _account(str(account.uid), "")
+        allowed = set(self.groups or ())
+        if account.gid not in (own.gid, *own.groups) and not allowed & {
+            str(account.gid),
+            places.group_name(account.gid),
+        }:
+            self._refuse(
+                "groups", f"would run in the group {places.group_name(account.gid)}, not its user's own"
+            )
+
+    def _command(self, spec: dict[str, Any]) -> list[str]:
+        """Return the arguments, the first being a path, which nobody but root can make lead elsewhere."""
+        argv: list[str] = list(spec["argv"])
+        if self.programs is None:
+            return argv
+        variables: Mapping[str, str] = spec.get("env") or {}
+        for name in variables:
+            if _LOADS_CODE.match(name):
+                self._refuse("programs", f"sets {name}, by which a program is given another's code")
+        allowed = tuple(os.path.realpath(entry) for entry in self.programs)
+        for _, target, _ in binds_of(spec):
+            # Links of the host would lead the bind elsewhere than it says.
+            for place in {target, os.path.realpath(target)}:
+                if is_crossed(place, (*_SYSTEM, *allowed)):
+                    self._refuse("programs", f"would have something bound over {place}")
+        found = _find(argv[0], variables.get("PATH", DEFAULT_PATH), spec.get("cwd") or "/")
+        if found is None:
+            return argv  # which is said where it is tried
+        try:
+            real, steps = places.follow(found)
+        except OSError as error:
+            self._refuse("programs", f"would run {describe(error)}")
+        if not places.is_within(real, allowed):
+            self._refuse("programs", f"would run {real}")
+        outside = [step for step in steps if not places.is_within(step.folder, allowed)]
+        for folder, who in places.changers(outside):
+            self._refuse("programs", f"would run {found}, and {who} can change {folder}")
+        return argv if "/" in argv[0] else [found, *argv[1:]]
+
+    def _check_directories(self, spec: dict[str, Any]) -> None:
+        if self.directories is None:
+            return
+        allowed = tuple(os.path.realpath(entry) for entry in self.directories)
+        folder = os.path.realpath(spec.get("cwd") or "/")
+        if folder != "/" and not places.is_within(folder, allowed):
+            self._refuse("directories", f"would work in {folder}")
+        for source, _, _ in binds_of(spec):
+            try:
+                real, steps = places.follow(source)
+            except OSError as error:
+                self._refuse("directories", f"would be shown {describe(error)}")
+            if not places.is_within(real, allowed):
+                self._refuse("directories", f"would be shown {real}")
+            for changed, who in places.changers(steps):
+                self._refuse("directories", f"would be shown {source}, and {who} can change {changed}")
+
+    def _check_privileges(self, asked: Mapping[str, Any]) -> None:
+        if self.capabilities is not None:
+            for name in asked.get("cap_add", []):
+                if name not in self.capabilities:
+                    self._refuse("capabilities", f"would keep CAP_{name}")
+        if not self.new_privileges and asked.get("new_privileges"):
+            self._refuse("new_privileges", "could gain privileges by running a program")
+
+    def _limits(self, asked: Mapping[str, int]) -> dict[str, int]:
+        """Return the limits that are asked for, and the policy's own where none is."""
+        limits = dict(asked)
+        for name in ("memory", "tasks", "open_files"):
+            most = getattr(self, name)
+            if most is None:
+                continue
+            if limits.get(name, most) > most:
+                self._refuse(name, f"asks for {limits[name]}, more than {most}")
+            limits[name] = limits.get(name, most)
+        return limits
+
+
+def is_crossed(place: str, others: Sequence[str]) -> bool:
+    """Tell whether `place` lies in one of the others, or one of them in it."""
+    return places.is_within(place, tuple(others)) or any(
+        places.is_within(other, (place,)) for other in others
+    )
+
+
+def _find(word: str, path: str, cwd: str) -> str | None:
+    """Return the absolute path of what execvp(3) would run; None if there is nothing."""
+    tried = [word] if "/" in word else [f"{folder or '.'}/{word}" for folder in path.split(":")]
+    full = (os.path.join(cwd, name) for name in tried)
+    return next((name for name in full if os.path.isfile(name) and os.access(name, os.X_OK)), None)
+
+
+def _account(user: str, group: str) -> Account:
+    try:
+        return Account(user, group)
+    except Refused as refusal:
+        raise JobFailed(**refusal.report) from None
+
+
+def in_force(environ: Mapping[str, str] = os.environ) -> Policy:
+    """Read the policy of this node: the file that MIEHISTO_POLICY names, else the default one if it is there.
+
+    Raises:
+        JobFailed: there is one that cannot be trusted or understood; nothing may run then.
+    """
+    named = environ.get("MIEHISTO_POLICY") or ""
+    path = Path(named or DEFAULT)
+    if not named and not path.exists() and not path.is_symlink():
+        return Policy()
+    return read(path)
+
+
+def read(path: Path) -> Policy:
+    """Read a policy file.
+
+    Raises:
+        JobFailed: it is missing, somebody but root could change it, or it says what is not understood.
+    """
+    try:
+        for changed, who in places.changers_of_file(str(path.absolute())):
+            remedy = f"Let root own {changed}, and nobody else write to it."
+            _unreadable(path, f"{who} can change {changed}", remedy)
+        with path.open("rb") as file:
+            text = file.read(_LARGE + 1)
+    except OSError as error:
+        _unreadable(path, describe(error), "Restore it, or take MIEHISTO_POLICY back.")
+    if len(text) > _LARGE:
+        _unreadable(path, "it is larger than 1 MiB")
+    try:
+        said = tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        _unreadable(path, str(error).rstrip("."))
+    unknown = sorted(set(said) - set(_READERS))
+    if unknown:
+        _unreadable(path, f"there is no rule {unknown[0]!r}")
+    rules: dict[str, Any] = {}
+    for name, value in said.items():
+        try:
+            rules[name] = _READERS[name](value)
+        except ValueError as error:
+            _unreadable(path, f"the rule {name!r} {error}")
+    return Policy(file=str(path), **rules)
+
+
+def _unreadable(path: Path, why: str, remedy: str = "Mend it; docs/policy.md has every rule.") -> NoReturn:
+    raise JobFailed(
+        "policy_unreadable", f"This node's policy, {path}, cannot be relied on: {why}.", remedy
+    ) from None
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+def _count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 53:
+        raise ValueError("must be a whole number that is not negative")
+    return value
+
+
+def _size(value: object) -> int:
+    if isinstance(value, str) and (found := _SIZE.match(value)):
+        return int(found[1]) << 10 * " KMGT".index(found[2] or " ")
+    if isinstance(value, str):
+        raise ValueError('must be a size such as "512M" or "20G"')
+    return _count(value)
+
+
+def _names(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+        raise ValueError("must be a list of texts")
+    return tuple(value)
+
+
+def _paths(value: object) -> tuple[str, ...]:
+    found = _names(value)
+    if not all(item.startswith("/") for item in found):
+        raise ValueError("must be a list of absolute paths")
+    return found
+
+
+def _capabilities(value: object) -> tuple[str, ...]:
+    return tuple(name.upper().removeprefix("CAP_") for name in _names(value))
+
+
+_READERS: dict[str, Callable[[object], object]] = {
+    "root": _flag,
+    "users": _names,
+    "groups": _names,
+    "programs": _paths,
+    "directories": _paths,
+    "capabilities": _capabilities,
+    "new_privileges": _flag,
+    "services": _count,
+    "memory": _size,
+    "tasks": _count,
+    "open_files": _count,
+    "pool": _size,
+}

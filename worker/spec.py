@@ -1,0 +1,69 @@
+"""The shape of a service's spec, checked where it comes from outside: a row, or an image's manifest.
+
+The site checks what people send; here it counts that a row may have been written by somebody else, and a
+manifest by hand. Knows nothing of what is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from worker.errors import JobFailed
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
+def _is_folder(value: object) -> bool:
+    return _is_text(value) and (value == "" or str(value).startswith("/"))
+
+
+def _is_command(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_text, value)) and bool(value[0])
+
+
+def _is_environment(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        _is_text(name) and name and "=" not in name and _is_text(text) for name, text in value.items()
+    )
+
+
+def _is_bind(value: object) -> bool:
+    parts = str(value).split(":") if _is_text(value) else []
+    return (
+        len(parts) in (2, 3)
+        and parts[2:] in ([], ["ro"])
+        and all(part.startswith("/") and ".." not in part.split("/") for part in parts[:2])
+    )
+
+
+def _are_binds(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_bind, value))
+
+
+_FIELDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "argv": (_is_command, "a list of texts that begins with the command"),
+    "user": (_is_text, "a text"),
+    "group": (_is_text, "a text"),
+    "cwd": (_is_folder, "an absolute path"),
+    "env": (_is_environment, "texts by their names"),
+    "binds": (_are_binds, "a list of SRC:DST[:ro] with absolute paths"),
+}
+
+
+def checked(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a spec whose every field is what it should be; fields of later versions pass.
+
+    Raises:
+        JobFailed: names the field that is not.
+    """
+    for name, (is_right, wanted) in _FIELDS.items():
+        if (name in spec or name == "argv") and not is_right(spec.get(name)):
+            raise JobFailed(
+                "bad_spec",
+                f"What the service is to run is not understood: {name} is not {wanted}.",
+                "Create the service anew; if nobody has changed its row or its image by hand, report it.",
+            )
+    return dict(spec)
