@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from celery import Celery
-from celery.signals import beat_init, celeryd_init
+from celery.signals import import_modules
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
@@ -26,8 +26,7 @@ def forget_tasks_of_celery(**_: Any) -> None:
         app.tasks.unregister(name)
 
 
-@celeryd_init.connect
-@beat_init.connect
+@import_modules.connect
 def refuse_open_broker(**_: Any) -> None:
     """End a worker or a scheduler whose broker strangers reach."""
     try:

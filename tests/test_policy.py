@@ -346,6 +346,9 @@ def test_no_more_services_run_than_may(stack: Stack) -> None:
         first = stack.create(*SLEEP)
         refusal = stack.mhctl("service", "create", *SLEEP, check=False)
         assert "the 1 that may run at once" in refusal.err
+        refused_one = error_of_last_job(stack), stack.api("GET", "jobs?limit=1").body[0]["service"]
+        assert refused_one[0]["code"] == "policy_refused"
+        stack.mhctl("service", "delete", refused_one[1])
         image = stack.dump(first)
         second = stack.create(*SLEEP)
         assert stack.mhctl("service", "restore", "--from", image, check=False).code == 1

@@ -328,8 +328,10 @@ class Engine:
         with self._alone(service_id):
             self._refuse_running(service_id)
             self.step("deleting service")
-            connections.service_runs(self.paths, service_id, "")
-            shutil.rmtree(self.paths.spec(service_id).parent, ignore_errors=True)
+            folder = self.paths.spec(service_id).parent
+            if folder.is_dir():  # one that was never let start has none
+                connections.service_runs(self.paths, service_id, "")
+                shutil.rmtree(folder, ignore_errors=True)
             log = self.paths.log(service_id)
             for path in log.parent.glob(f"{log.name}*"):
                 path.unlink()

@@ -179,6 +179,9 @@ class Policy:
         folder = os.path.realpath(spec.get("cwd") or "/")
         if folder != "/" and not places.is_within(folder, allowed):
             self._refuse("directories", f"would work in {folder}")
+        for path in spec.get("data") or []:
+            if not places.is_within(os.path.realpath(path), allowed):
+                self._refuse("directories", f"has its data in {path}")
         for source, _, _ in binds_of(spec):
             try:
                 real, steps = places.follow(source)

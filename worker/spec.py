@@ -43,12 +43,17 @@ def _are_binds(value: object) -> bool:
     return isinstance(value, list) and all(map(_is_bind, value))
 
 
+def _are_folders(value: object) -> bool:
+    return isinstance(value, list) and all(_is_folder(item) and item for item in value)
+
+
 _FIELDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "argv": (_is_command, "a list of texts that begins with the command"),
     "user": (_is_text, "a text"),
     "group": (_is_text, "a text"),
     "cwd": (_is_folder, "an absolute path"),
     "env": (_is_environment, "texts by their names"),
+    "data": (_are_folders, "a list of absolute paths"),
     "binds": (_are_binds, "a list of SRC:DST[:ro] with absolute paths"),
 }
 
