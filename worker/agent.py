@@ -18,12 +18,12 @@ from typing import Any
 from celery import bootsteps, current_app
 from celery.platforms import EX_FAILURE
 from django.conf import settings
-from django.db import DatabaseError, close_old_connections, connection
+from django.db import DatabaseError, close_old_connections, connections
 
 from services import operations
 from services.models import Job, Service
 from services.states import JobState
-from worker import criu, exporting, host, importing, reconcile, supervision
+from worker import criu, exporting, forks, host, importing, reconcile, supervision
 from worker.errors import JobFailed
 from worker.paths import Paths
 from worker.supervision import Running
@@ -73,29 +73,34 @@ class Agent:
         version = self._criu_version()
         can: dict[str, Any] = dict(host.capabilities(self._criu_binary))
         beat = sweep = tidy = 0.0
+        # This process forks the pool's, also to replace one that was killed.
+        mine = connections["default"]
+        mine.inc_thread_sharing()
+        forks.close_before_each(mine.close)
         while not self._stopping.is_set():
             now = time.monotonic()
             try:
                 new = self.keep()
-                close_old_connections()
-                if now - beat >= HEARTBEAT_EVERY:
-                    can["policy"] = host.rules()
-                    operations.heartbeat(self._node, version, os.uname().release, can)
-                    (self._paths.run_dir / "worker.ready").touch()
-                    beat = now
-                if now - sweep >= SWEEP_EVERY:
-                    reconcile.settle_lost_jobs(self._paths, self._node)
-                    reconcile.end_services_without_trace(self._paths, self._node)
-                    operations.resend_waiting(self._node, RESEND_AFTER)
-                    sweep = now
-                if now - tidy >= TIDY_EVERY:
-                    importing.sweep(self._paths.images)
-                    exporting.sweep(self._paths.archives)
-                    private = host.private_folders(self._paths)
-                    if not private.ok:
-                        log.warning("%s. %s", private.detail, private.remedy)
-                    tidy = now
-                self.look(new)
+                with forks.kept_away():
+                    close_old_connections()
+                    if now - beat >= HEARTBEAT_EVERY:
+                        can["policy"] = host.rules()
+                        operations.heartbeat(self._node, version, os.uname().release, can)
+                        (self._paths.run_dir / "worker.ready").touch()
+                        beat = now
+                    if now - sweep >= SWEEP_EVERY:
+                        reconcile.settle_lost_jobs(self._paths, self._node)
+                        reconcile.end_services_without_trace(self._paths, self._node)
+                        operations.resend_waiting(self._node, RESEND_AFTER)
+                        sweep = now
+                    if now - tidy >= TIDY_EVERY:
+                        importing.sweep(self._paths.images)
+                        exporting.sweep(self._paths.archives)
+                        private = host.private_folders(self._paths)
+                        if not private.ok:
+                            log.warning("%s. %s", private.detail, private.remedy)
+                        tidy = now
+                    self.look(new)
             except DatabaseError as error:
                 log.warning("the agent cannot write what it sees, and tries again: %s", error)
                 self._seen.clear()
@@ -104,7 +109,7 @@ class Agent:
                 log.exception("the agent failed at a look, and goes on")
                 self._stopping.wait(1.0)
             self._wait()
-        connection.close()
+        mine.close()
 
     def _criu_version(self) -> str:
         try:

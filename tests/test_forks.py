@@ -1,0 +1,53 @@
+"""The pool's processes are forked from one in which the agent, a thread, uses the database."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+
+from worker import forks
+
+
+def connect(database: Path) -> sqlite3.Connection:
+    return sqlite3.connect(database, isolation_level=None, timeout=2, check_same_thread=False)
+
+
+@pytest.mark.filterwarnings("ignore:This process.*fork:DeprecationWarning")
+def test_a_process_that_is_forked_meanwhile_can_write_to_the_database(tmp_path: Path) -> None:
+    """Without the gate its SQLite believes for ever that its own process holds the lock."""
+    database = tmp_path / "rows"
+    mine = connect(database)
+    mine.execute("PRAGMA journal_mode=WAL")
+    mine.execute("CREATE TABLE seen (who TEXT)")
+    forks.close_before_each(mine.close)
+    writing, forking = threading.Event(), threading.Event()
+
+    def write() -> None:
+        with forks.kept_away():
+            mine.execute("BEGIN IMMEDIATE")
+            writing.set()
+            forking.wait(10)
+            mine.execute("INSERT INTO seen VALUES ('the agent')")
+            mine.execute("COMMIT")
+
+    agent = threading.Thread(target=write)
+    agent.start()
+    assert writing.wait(10)
+    threading.Timer(0.1, forking.set).start()
+    child = os.fork()
+    if child == 0:
+        try:
+            connect(database).execute("INSERT INTO seen VALUES ('the pool')")
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    agent.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    forks._closers.remove(mine.close)
+    with connect(database) as again:
+        assert again.execute("SELECT who FROM seen").fetchall() == [("the agent",), ("the pool",)]
+    again.close()
