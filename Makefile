@@ -4,13 +4,14 @@ BINDIR ?= $(PREFIX)/bin
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: help setup setup-dev install uninstall lint test demo bench bench-peers lock clean
+.PHONY: help setup setup-dev install uninstall lint test test-faults demo bench bench-peers lock clean
 
 help:
 	@echo "make setup        everything Miehistö needs on this Debian 12 or 13 (as root)"
 	@echo "make demo         the walk-through, for real, on this machine"
 	@echo "make install      link miehistod, mhctl and runmh into $(BINDIR); make uninstall removes them"
 	@echo "make test         linters, types, migrations and all tests (PYTEST_ARGS='-k word' for some)"
+	@echo "make test-faults  kill, damage and fill what can be, as often as docs/reliability.md tells (hours)"
 	@echo "make bench        measure against bare CRIU; make bench-peers against container engines"
 	@echo "make lock         write requirements*.txt anew from requirements*.in"
 	@echo "make clean        remove caches and the virtual environment; the database and the images stay"
@@ -37,6 +38,12 @@ lint:
 test: setup-dev
 	@$(MAKE) --no-print-directory lint
 	$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+# Goes on to the page when a fault was found: that is what the page is for.
+test-faults: setup-dev
+	@mkdir -p build && rm -f build/faults.jsonl
+	$(PYTHON) -m pytest tests/faults -s --long --results build/faults.jsonl $(PYTEST_ARGS); \
+	status=$$?; $(PYTHON) -m tests.faults.page build/faults.jsonl && exit $$status
 
 demo: setup
 	@scripts/demo

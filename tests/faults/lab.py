@@ -1,0 +1,129 @@
+"""The node that is harmed, and the hands that harm it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults import promise
+from tests.isolation import FOLDER
+from tests.stack import Stack, eventually
+from worker import orphans, process
+from worker.process import Process
+
+_DEATHS_IN_A_ROW = 3
+"""So often a part is killed before miehistod, which gives up at the fifth time in a minute, starts anew."""
+
+
+class Lab(Stack):
+    """A node of its own beside the run's, whose parts can be killed one by one."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.deaths = 0
+        self._lives = 0
+
+    def start(self) -> None:
+        """Start miehistod, with a file of its own for what it says."""
+        self._lives += 1
+        self.output = self.folder / f"miehistod-{self._lives}.log"
+        super().start()
+
+    def parts(self) -> dict[str, int]:
+        """Return the PIDs of miehistod's children by their names: redis, worker, scheduler, site."""
+        assert self.daemon is not None
+        found = {}
+        for pid in process.children(self.daemon.pid):
+            try:
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+            except OSError:
+                continue
+            for name, sign in {"redis": "--unixsocket", "scheduler": "beat", "site": "gunicorn"}.items():
+                if sign in words or any(word.endswith(sign) for word in words[:3]):
+                    found[name] = pid
+            if "celery" in words and "worker" in words:
+                found["worker"] = pid
+        return found
+
+    def part(self, name: str) -> int:
+        """Return the PID of a part, once it is there."""
+        return eventually(lambda: self.parts().get(name, 0), 30)
+
+    def pool(self) -> list[int]:
+        """Return the PIDs of the worker's pool processes."""
+        return [
+            pid
+            for pid in process.children(self.part("worker"))
+            if b"celery" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+
+    def at_work(self, job_id: str) -> int | None:
+        """Return the PID of the pool process that has claimed a job; None if nobody has."""
+        ((worker,),) = promise.rows(self, "SELECT worker FROM services_job WHERE id = ?", job_id)
+        _, _, numbers = str(worker).partition(":")
+        pid, _, start = numbers.partition(":")
+        found = Process(int(pid), int(start)) if pid else None
+        return found.pid if found and found.alive() else None
+
+    def kill(self, pid: int) -> None:
+        """Kill a process of the node's."""
+        os.kill(pid, signal.SIGKILL)
+
+    def kill_part(self, name: str) -> float:
+        """Kill a part, wait for the one that takes its place, and return when that began to live."""
+        killed = self.part(name)
+        self.kill(killed)
+        self.deaths += 1
+        assert eventually(lambda: self.parts().get(name, killed) != killed, 20), f"no new {name}"
+        return time.monotonic()
+
+    def calm(self) -> None:
+        """Begin a new life of miehistod, before it gives up for too many deaths of its parts."""
+        if self.deaths >= _DEATHS_IN_A_ROW:
+            self.renew()
+
+    def renew(self) -> None:
+        """Stop miehistod and start it again."""
+        self.stop()
+        self.start()
+        self.deaths = 0
+
+    def fallen(self) -> None:
+        """Kill miehistod itself, wait until its parts have gone with it, and start it again."""
+        assert self.daemon is not None
+        parts = [Process.of(pid) for pid in self.parts().values()]
+        self.daemon.kill()
+        self.daemon.wait()
+        for part in filter(None, parts):
+            assert part.wait(30), "a part of a killed miehistod goes on"
+        orphans.reap()
+        self.start()
+        self.deaths = 0
+
+
+@pytest.fixture(scope="package")
+def only_lab() -> Iterator[Lab]:
+    """The node of the suite."""
+    orphans.adopt()
+    folder = FOLDER / "lab"
+    folder.mkdir(mode=0o755)
+    made = Lab(folder)
+    made.start()
+    yield made
+    made.clear()
+    made.stop()
+    orphans.reap()
+
+
+@pytest.fixture
+def lab(only_lab: Lab) -> Iterator[Lab]:
+    """That node with nothing on it, before and after each test."""
+    only_lab.renew() if only_lab.deaths else None
+    yield only_lab
+    only_lab.renew() if only_lab.deaths else None
+    only_lab.clear()

@@ -1,0 +1,90 @@
+"""kill -9 of the worker, its main process or the one that works, at any moment of a job."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+
+from tests.faults import promise
+from tests.faults.campaign import Broken, Campaign
+from tests.faults.kept import Kept
+from tests.faults.lab import Lab
+from tests.stack import eventually
+
+BEGINS_FROM = {
+    "dump": "running",
+    "copy": "running",
+    "restore": "dumped",
+    "start": "stopped",
+    "stop": "running",
+}
+SETTLED_WITHIN = 10.0
+"""Seconds within which a worker that was started again ends the job of the one before, or takes it up."""
+
+
+def lasts(size: int, verb: str) -> float:
+    """Return about how many seconds a job takes that nobody disturbs."""
+    if verb in {"dump", "copy", "restore"}:
+        return 0.2 if size < 100 else 1.6
+    return 0.7 if verb == "start" else 0.1
+
+
+def kill_during(lab: Lab, service: Kept, verb: str, victim: str, moment: float) -> float:
+    """Ask for a job, kill a process of the worker so many seconds later; return when another was there."""
+    job = service.begin(verb)
+    asked = time.monotonic()
+    if victim == "main":
+        time.sleep(max(0.0, moment - (time.monotonic() - asked)))
+        return lab.kill_part("worker")
+    # The moments of a pool process are those of its work.
+    working = eventually(lambda: lab.at_work(job["object_id"]), 2)
+    time.sleep(moment)
+    lab.kill(lab.at_work(job["object_id"]) or working or random.choice(lab.pool()))
+    return time.monotonic()
+
+
+@pytest.mark.parametrize(("size", "short", "long"), [(1, 5, 160), (1024, 1, 40)], ids=["1MiB", "1GiB"])
+def test_no_service_is_lost_when_the_worker_is_killed(
+    lab: Lab, campaign: Campaign, size: int, short: int, long: int
+) -> None:
+    what = f"kill -9 of the worker's main or pool process while it works on a service of {size} MiB"
+    with campaign.fault(f"worker killed, {size} MiB", what) as fault:
+        service = Kept(lab, size)
+        before = promise.host(lab)
+        slowest = 0.0
+        ends: dict[str, int] = {}
+        for _ in range(campaign.rounds(short, long)):
+            chances = random.Random(f"{fault.seed}:{fault.rounds}:{size}")
+            verb = chances.choice(list(BEGINS_FROM))
+            victim = chances.choice(["main", "pool"])
+            moment = chances.uniform(0, lasts(size, verb))
+            with fault.round(f"{verb}, {victim} killed after {moment:.3f} s"):
+                service.bring_to(BEGINS_FROM[verb])
+                service.forget_images(but=service.row()["image"] if verb == "restore" else None)
+                reborn = kill_during(lab, service, verb, victim, moment)
+                eventually(lambda: not promise.criu_processes(), 60)
+                reborn = max(reborn, time.monotonic())
+                promise.settle(lab)
+                took = time.monotonic() - reborn
+                slowest = max(slowest, took)
+                after(service, verb)
+                promise.holds(lab, [service], before=before, may_end=verb == "stop")
+                if took > SETTLED_WITHIN:
+                    raise Broken(f"the job was settled only after {took:.1f} s")
+                end = lab.api("GET", f"jobs?service={service.id}&limit=1").body[0]["status"]
+                ends[end] = ends.get(end, 0) + 1
+            lab.calm()
+        fault.facts = {"slowest settling, s": round(slowest, 1), "jobs ended": ends}
+        service.bring_to("running")
+        service.delete()
+
+
+def after(service: Kept, verb: str) -> None:
+    """Say what the service's memory must be by now, if it runs."""
+    row = service.row()
+    if verb == "restore" and row["status"] == "running":
+        service.memory = service.images[row["image"]]
+    elif verb == "start":
+        service.memory = None
