@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import threading
 from pathlib import Path
@@ -20,6 +21,7 @@ from worker.paths import Paths
 
 # CRIU cuts the name of its run to what is left of 31 characters after "inet CRIU-" (criu/netfilter.c).
 _NAME_LENGTH = 21
+_RUN = re.compile(r"[0-9A-Za-z-]{1,64}\Z")
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,10 @@ def release(run: str) -> None:
     """Let go of the connections that a CRIU run holds; nothing happens if it holds none."""
     if not run:
         return
+    # nft reads its arguments as one text of its language, and an image may come from a stranger.
+    if not _RUN.match(run):
+        log.warning("no run of CRIU's has the id %.80r, so no firewall table is looked for", run)
+        return
     words = ["nft", "delete", "table", "inet", f"CRIU-{run[:_NAME_LENGTH]}"]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
@@ -94,7 +100,7 @@ def _path(paths: Paths, service_id: str) -> Path:
 
 def _read(paths: Paths, service_id: str) -> dict[str, str]:
     try:
-        present: dict[str, str] = json.loads(_path(paths, service_id).read_bytes())
+        present = json.loads(_path(paths, service_id).read_bytes())
     except (OSError, ValueError):
         return {}
-    return present
+    return present if isinstance(present, dict) else {}

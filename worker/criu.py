@@ -7,6 +7,7 @@ to one that runmh has started, for runmh must be the parent of what is restored.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import select
 import shutil
@@ -24,10 +25,13 @@ import pycriu.rpc_pb2 as rpc
 from worker.errors import JobFailed, describe
 from worker.process import Process
 
+log = logging.getLogger(__name__)
+
 # A deleted file that a service holds open is stored in the image up to this size (CRIU's default is 1 MiB).
 GHOST_LIMIT = 256 * 1024 * 1024
 _CAP_SYS_RESOURCE = 24
 _RUN_ID = "CRIU run id = "
+_MOST_DECODED = 64 << 20
 _AFTER_THE_END = 5.0
 """Seconds that CRIU may take to say something after its subject has ended, mostly by CRIU's own hand."""
 
@@ -258,11 +262,20 @@ def statistics(folder: Path) -> Statistics:
 
 
 def entries(image: Path) -> list[dict[str, Any]]:
-    """Return the decoded entries of one of CRIU's image files; none if it is missing."""
+    """Return the decoded entries of one of CRIU's image files; none if it is missing or cannot be decoded.
+
+    An imported image may hold anything under such a name, and protobuf's and pycriu's complaints about it are
+    of every kind.
+    """
     try:
         with image.open("rb") as file:
+            if os.fstat(file.fileno()).st_size > _MOST_DECODED:
+                raise ValueError("it is too large")
             found: list[dict[str, Any]] = pycriu.images.load(file)["entries"]
     except FileNotFoundError:
+        return []
+    except Exception as error:
+        log.warning("%s cannot be decoded: %r", image, error)
         return []
     return found
 

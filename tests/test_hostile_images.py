@@ -1,0 +1,123 @@
+"""What an image of a stranger may say, and a service name itself, to whoever reads it."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pycriu.images
+import pytest
+
+from worker import connections, criu, explaining, process, supervision
+from worker.paths import Paths
+from worker.process import Process
+
+_PR_SET_NAME = 15
+
+
+def image_with(folder: Path, name: str, content: dict[str, Any] | bytes) -> Path:
+    with (folder / name).open("wb") as file:
+        if isinstance(content, bytes):
+            file.write(content)
+        else:
+            pycriu.images.dump(content, file)
+    return folder
+
+
+def test_the_id_of_a_run_is_no_command_of_the_firewall(tmp_path: Path) -> None:
+    """Found by thinking: nft reads its arguments as one text, and this id comes out of the image."""
+    entry = {"img_version": 2, "fdinfo_per_id": True, "dump_criu_run_id": "x;add table inet evil"}
+    image = image_with(tmp_path, "inventory.img", {"magic": "INVENTORY", "entries": [entry]})
+    run = connections.run_of(image)
+    assert run == entry["dump_criu_run_id"]
+    connections.release(run)
+    tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False)
+    assert "evil" not in tables.stdout
+
+
+def test_files_of_criu_that_are_none(tmp_path: Path) -> None:
+    """An image can be deleted, and a failure be explained, whatever lies under the names of CRIU's files."""
+    good = {"magic": "INVENTORY", "entries": [{"img_version": 2, "dump_criu_run_id": "a-1"}]}
+    whole = (image_with(tmp_path, "inventory.img", good) / "inventory.img").read_bytes()
+    assert connections.run_of(tmp_path) == "a-1"
+    for content in (
+        b"",
+        b"\0" * 8,
+        whole[:-1],
+        whole[:9],
+        whole[:8] + b"\xff\xff\xff\xff" + whole[12:],
+        whole[:8] + b"\xff\xff\xff\x7f" + whole[12:],
+        os.urandom(200),
+    ):
+        image_with(image_with(tmp_path, "inventory.img", content), "files.img", content)
+        assert connections.run_of(tmp_path) == ""
+        assert explaining.listening_ports(tmp_path) == []
+    large = tmp_path / "inventory.img"
+    large.write_bytes(whole)
+    os.truncate(large, 1 << 40)
+    assert criu.entries(large) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "7",
+        "null",
+        '"running"',
+        "{",
+        "[" * 100_000,
+        json.dumps({"phase": "running", "init": 7}),
+        json.dumps({"phase": "running", "init": [1]}),
+        json.dumps({"phase": "running", "init": ["1", "2"], "runmh": [1, 2]}),
+        json.dumps(
+            {"phase": "running", "init": [1, 2], "runmh": [1, 2], "mounts": [1], "pipe": 1, "image": ""}
+        ),
+        json.dumps({"phase": ["running"]}),
+        json.dumps({"phase": "ended", "runmh": [1, 2], "exit_code": "x"}),
+        json.dumps({"phase": "running"}),
+    ],
+)
+def test_a_state_that_no_supervisor_wrote_says_nothing(tmp_path: Path, text: str) -> None:
+    paths = Paths(tmp_path, tmp_path, tmp_path)
+    service = "0" * 32
+    paths.runtime(service).mkdir(parents=True)
+    paths.state(service).write_text(text)
+    assert supervision.running(paths, service) is None
+    assert supervision.read_state(paths, service) == {}
+
+
+@contextmanager
+def named(comm: bytes) -> Iterator[int]:
+    """Run a process that gives itself a name, as any may (prctl(2), PR_SET_NAME)."""
+    code = (
+        "import ctypes, sys; ctypes.CDLL(None).prctl(15, bytes.fromhex(sys.argv[1]), 0, 0, 0);"
+        "print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, comm.hex()], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout and child.stdin
+        child.stdout.readline()
+        yield child.pid
+        child.stdin.close()
+
+
+def test_a_process_may_have_any_name() -> None:
+    for comm in (b") Z 1 1", b"\n", b"a\nState:\tZ", b"(((", b"\xff\xfe", b") X (", b"x) 0 0 0 0 0"):
+        with named(comm) as pid:
+            found = Process.of(pid)
+            assert found is not None, comm
+            assert found.alive()
+            assert process.status(pid)["PPid"] == str(os.getpid()), comm
+            assert process.status(pid)["State"][0] in "RS", comm
+            assert pid in process.children(os.getpid())
+    assert ctypes.CDLL(None).prctl(_PR_SET_NAME, b"pytest", 0, 0, 0) == 0
