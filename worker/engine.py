@@ -370,5 +370,13 @@ def _offering_a_cold_start() -> Iterator[None]:
 def describe(ended: Ended) -> str:
     """Return how a service ended, in words."""
     if ended.exit_signal is not None:
-        return f"killed by {signal.Signals(ended.exit_signal).name}"
+        return f"killed by {_signal(ended.exit_signal)}"
     return "no exit status is known" if ended.exit_code is None else f"exit status {ended.exit_code}"
+
+
+def _signal(number: int) -> str:
+    """Return a signal's name; of the real-time ones only the first and the last have one (signal(7))."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

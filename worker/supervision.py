@@ -230,12 +230,36 @@ def give_up(paths: Paths, service_id: str) -> None:
 
 
 def read_state(paths: Paths, service_id: str) -> dict[str, Any]:
-    """Return what a service's runmh wrote last; empty if there is nothing."""
+    """Return what a service's runmh wrote last; empty if there is nothing, or nothing that it would write."""
     try:
-        state: dict[str, Any] = json.loads(paths.state(service_id).read_bytes())
-    except (FileNotFoundError, ValueError):
+        state = json.loads(paths.state(service_id).read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
-    return state
+    return state if _is_state(state) else {}
+
+
+def _is_state(state: object) -> bool:
+    """Tell whether a JSON value has the shape of what runmh writes; a disk may have damaged it."""
+    if not isinstance(state, dict) or not isinstance(state.get("phase"), str):
+        return False
+    processes = [state.get("runmh"), state.get("init"), state.get("main")]
+    mounts, error = state.get("mounts", []), state.get("error")
+    return (
+        processes[0] is not None
+        and all(each is None or _are(int, each, 2) for each in processes)
+        and isinstance(mounts, list)
+        and all(_are(str, mount, 2) for mount in mounts)
+        and isinstance(state.get("pipe", 0), int)
+        and isinstance(state.get("image", ""), str)
+        and all(isinstance(state.get(key, 0), int | None) for key in ("exit_code", "exit_signal"))
+        and (error is None or isinstance(error, dict))
+        and ("mounts" in state or not state.get("init"))
+    )
+
+
+def _are(kind: type, found: object, count: int) -> bool:
+    """Tell whether `found` is a list of so many values of a kind."""
+    return isinstance(found, list) and len(found) == count and all(type(each) is kind for each in found)
 
 
 def running(paths: Paths, service_id: str) -> Running | None:
