@@ -32,6 +32,13 @@ def service_id(job: Json) -> str:
     return str(job.get("service"))
 
 
+# How the API groups the options of `create`.
+_CONFINEMENT = {
+    "privileges": ("cap_add", "cap_drop", "new_privileges", "private_tmp"),
+    "limits": ("memory", "tasks", "open_files"),
+}
+
+
 def create(parsed: Parsed) -> None:
     """`mhctl service create`."""
     options = parsed.options
@@ -57,6 +64,10 @@ def create(parsed: Parsed) -> None:
         body["binds"] = [_checked_bind(bind) for bind in options["bind"]]
     if options["data"]:
         body["data"] = options["data"]
+    for group, names in _CONFINEMENT.items():
+        asked = {name: options[name] for name in names if options[name] not in (None, False, [])}
+        if asked:
+            body[group] = asked
     if options["name"] is not None:
         body["name"] = options["name"]
     make_job(parsed, "POST", "services", body=body, result=service_id)

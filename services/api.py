@@ -69,6 +69,8 @@ async def create_service(
             name=body.name,
             binds=body.binds,
             data=body.data,
+            privileges=body.privileges.dict(),
+            limits=body.limits.dict(),
             **_who(request),
         )
 

@@ -68,6 +68,8 @@ class Service(models.Model):
     env = models.JSONField(blank=True, default=dict)
     binds = models.JSONField(blank=True, default=list)
     data = models.JSONField(blank=True, default=list)
+    privileges = models.JSONField(blank=True, default=dict)
+    limits = models.JSONField(blank=True, default=dict)
     status = models.CharField(
         max_length=16, choices=_choices(ServiceState), default=ServiceState.CREATED.value
     )

@@ -11,7 +11,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import Q
 from django.utils import timezone
 
-from services import bell, criu_options, enqueue, validation
+from services import bell, confinement, criu_options, enqueue, validation
 from services.actors import Actor, name_of, require, require_account, require_admin, require_operator
 from services.auditing import record_audit
 from services.models import AuditOutcome, Job, JobEvent, Node, Service, new_id
@@ -44,6 +44,8 @@ def request_create(
     name: str = "",
     binds: list[str] | None = None,
     data: list[str] | None = None,
+    privileges: dict[str, Any] | None = None,
+    limits: dict[str, Any] | None = None,
     actor: Actor,
     source: str,
 ) -> Job:
@@ -51,7 +53,8 @@ def request_create(
 
     argv: the command and its arguments. user, group: names or numbers, "" for root and its group.
     cwd: absolute. binds: extra SRC:DST[:ro]. data: files and folders
-    that must be at a restore what they were at the dump. source: web, api, mhctl, manage or agent.
+    that must be at a restore what they were at the dump. privileges, limits: see confinement.py.
+    source: web, api, mhctl, manage or agent.
     Raises Problem bad_input, name_taken, not_allowed.
     """
     require_operator(actor)
@@ -61,6 +64,12 @@ def request_create(
     if checked_binds:
         # Who chooses what lies at /etc/sudoers needs only a setuid program to be root.
         require_admin(actor, "lay one folder over another in a service (binds)")
+    checked_privileges = confinement.privileges(privileges or {})
+    if {"cap_add", "new_privileges"} & set(checked_privileges):
+        # Several capabilities are as good as being root, and so is a setuid program with a hole.
+        require_admin(actor, "give a service privileges (cap_add, new_privileges)")
+    if "private_tmp" in checked_privileges:
+        confinement.refuse_binds_in_tmp(checked_binds)
     argv = validation.command(argv)
     checked_env = validation.environment(env or {})
     validation.command_size(argv, checked_env)
@@ -76,6 +85,8 @@ def request_create(
         env=checked_env,
         binds=checked_binds,
         data=validation.data_paths(data or [], "data"),
+        privileges=checked_privileges,
+        limits=confinement.limits(limits or {}),
         created_at=now,
         changed_at=now,
         created_by=name_of(actor),
@@ -113,6 +124,8 @@ def adopt(
         "env": spec.get("env", {}),
         "binds": spec.get("binds", []),
         "data": spec.get("data", []),
+        "privileges": spec.get("privileges") or {},
+        "limits": spec.get("limits") or {},
         "status": state.value,
         "created_at": now,
         "changed_at": now,

@@ -47,6 +47,8 @@ def service_object(service: Service, env: dict[str, str] | None = None) -> dict[
         "env": dict.fromkeys(service.env) if env is None else env,
         "binds": service.binds,
         "data": service.data,
+        "privileges": service.privileges,
+        "limits": service.limits,
         "exit_code": service.exit_code,
         "exit_signal": service.exit_signal,
         "created": moment(service.created_at),

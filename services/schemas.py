@@ -12,6 +12,25 @@ class Input(Schema):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+class Privileges(Input):
+    """cap_add, cap_drop: names of capabilities(7), or ALL. new_privileges: setuid programs work.
+    private_tmp: the size of a /tmp of its own, in bytes or as "64M".
+    """
+
+    cap_add: list[str] = Field(default_factory=list)
+    cap_drop: list[str] = Field(default_factory=list)
+    new_privileges: bool = False
+    private_tmp: int | str | None = None
+
+
+class Limits(Input):
+    """memory: in bytes or as "512M". tasks: processes and threads together. open_files: of each process."""
+
+    memory: int | str | None = None
+    tasks: int | None = None
+    open_files: int | None = None
+
+
 class NewService(Input):
     """args: command and arguments. user, group: names or numbers. cwd: absolute. binds: SRC:DST[:ro].
     data: files and folders, as the service sees them, that a restore compares with what they were.
@@ -25,6 +44,8 @@ class NewService(Input):
     name: str = ""
     binds: list[str] = Field(default_factory=list)
     data: list[str] = Field(default_factory=list)
+    privileges: Privileges = Field(default_factory=Privileges)
+    limits: Limits = Field(default_factory=Limits)
 
 
 class Rename(Input):
@@ -106,6 +127,8 @@ class ServiceAnswer(Schema):
     env: dict[str, str | None]
     binds: list[str]
     data: list[str]
+    privileges: dict[str, Any]
+    limits: dict[str, int]
     exit_code: int | None
     exit_signal: int | None
     created: str

@@ -24,6 +24,7 @@ import pycriu.rpc_pb2 as rpc
 
 from worker.errors import JobFailed, describe
 from worker.process import Process
+from worker.runmh.launch import DEFAULT_PATH
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +141,8 @@ class Call:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
+                    # It may run as the service's user, who shall not find our secrets in it.
+                    env={"PATH": DEFAULT_PATH},
                 )
             except OSError as error:
                 ours.close()

@@ -24,6 +24,7 @@ _MS_REC = 0x4000
 _MS_PRIVATE = 0x40000
 _MS_SLAVE = 0x80000
 _MNT_DETACH = 2
+TMP = "/tmp"  # noqa: S108 - a service's own, or a mount point
 KERNEL_PROBE = "/run/criu.kdat"
 """Where CRIU looks for what it has found out about the kernel."""
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
@@ -134,7 +135,9 @@ def keep_probe(probe: int) -> None:
         file.write(os.pread(probe, os.fstat(probe).st_size, 0))
 
 
-def lay_root(root: str, mounts: Sequence[str], binds: Sequence[tuple[str, str, bool]]) -> None:
+def lay_root(
+    root: str, mounts: Sequence[str], binds: Sequence[tuple[str, str, bool]], private_tmp: int = 0
+) -> None:
     """Build a service's view of the host on the empty folder `root` and make it `/`.
 
     To be called by PID 1 of a new PID namespace, in a new mount namespace.
@@ -143,6 +146,7 @@ def lay_root(root: str, mounts: Sequence[str], binds: Sequence[tuple[str, str, b
         root: an empty folder of the host.
         mounts: mount points of the host to show at the same place, parents first.
         binds: (source, target, read-only) of what the operator wants to be shown besides.
+        private_tmp: bytes that an empty /tmp of the service's own may hold; 0 for the host's.
 
     Raises:
         OSError: a step failed; its text names the step and the path.
@@ -151,6 +155,9 @@ def lay_root(root: str, mounts: Sequence[str], binds: Sequence[tuple[str, str, b
     bind("/", root)
     for point in mounts:
         bind(point, root + point)
+    if private_tmp:
+        options = f"mode=1777,size={private_tmp}"
+        _mount("tmpfs", root + TMP, "tmpfs", _MS_NOSUID | _MS_NODEV, options)
     for source, target, read_only in binds:
         bind(source, root + target)
         if read_only:

@@ -47,6 +47,23 @@ def _are_folders(value: object) -> bool:
     return isinstance(value, list) and all(_is_folder(item) and item for item in value)
 
 
+def _are_privileges(value: object) -> bool:
+    if not isinstance(value, dict):
+        return False
+    names = [value.get("cap_add", []), value.get("cap_drop", [])]
+    return (
+        all(isinstance(item, list) and all(map(_is_text, item)) for item in names)
+        and isinstance(value.get("new_privileges", False), bool)
+        and isinstance(value.get("private_tmp", 0), int)
+    )
+
+
+def _are_limits(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(number, int) and not isinstance(number, bool) and number > 0 for number in value.values()
+    )
+
+
 _FIELDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "argv": (_is_command, "a list of texts that begins with the command"),
     "user": (_is_text, "a text"),
@@ -54,6 +71,8 @@ _FIELDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "cwd": (_is_folder, "an absolute path"),
     "env": (_is_environment, "texts by their names"),
     "data": (_are_folders, "a list of absolute paths"),
+    "privileges": (_are_privileges, "cap_add and cap_drop with names of capabilities"),
+    "limits": (_are_limits, "numbers by their names"),
     "binds": (_are_binds, "a list of SRC:DST[:ro] with absolute paths"),
 }
 

@@ -188,6 +188,8 @@ def _spec(job: Job) -> dict[str, Any]:
         "env": service.env,
         "binds": service.binds,
         "data": service.data,
+        "privileges": service.privileges,
+        "limits": service.limits,
     }
 
 

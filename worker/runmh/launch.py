@@ -9,6 +9,7 @@ import pwd
 from typing import Any, NoReturn
 
 from worker import namespaces
+from worker.runmh.privileges import NoSuchCapability, Privileges
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -122,7 +123,7 @@ def become_service(
     """Turn the calling process, PID 1 of a new PID namespace, into the service under tini.
 
     Args:
-        spec: argv, user, group, cwd, env, binds.
+        spec: argv, user, group, cwd, env, binds, privileges.
         mounts: mount points of the host that the service sees.
         root: an empty folder for its root.
         tini: path of the init program.
@@ -132,13 +133,17 @@ def become_service(
     try:
         namespaces.unshare(namespaces.CLONE_NEWNS | namespaces.CLONE_NEWIPC)
         account = Account(spec.get("user", ""), spec.get("group", ""))
-        namespaces.lay_root(root, mounts, binds_of(spec))
+        asked = spec.get("privileges") or {}
+        privileges = _privileges(asked, account.uid)
+        namespaces.lay_root(root, mounts, binds_of(spec), asked.get("private_tmp", 0))
         os.setsid()
         os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
         os.dup2(log, 1)
         os.dup2(log, 2)
         variables = environment(account, spec.get("env", {}))
+        privileges.bound()
         account.become()
+        privileges.settle()
         _enter_folder(spec.get("cwd") or "/")
         check_command(spec["argv"][0], variables["PATH"])
         os.execve(tini, ["tini", "--", *spec["argv"]], variables)
@@ -160,6 +165,17 @@ def become_service(
         }
     os.write(complaint, json.dumps(report).encode())
     os._exit(127)
+
+
+def _privileges(asked: dict[str, Any], uid: int) -> Privileges:
+    try:
+        return Privileges(asked, uid)
+    except NoSuchCapability as error:
+        raise Refused(
+            "no_such_capability",
+            f"This node cannot give the service CAP_{error}.",
+            "See capabilities(7) for the names, and which ones miehistod itself has (capsh --print).",
+        ) from None
 
 
 def _enter_folder(folder: str) -> None:

@@ -125,7 +125,9 @@ class Supervisor:
             None, or why it could not be started: code, message, remedy.
         """
         paths = self.arguments
-        mounts = namespaces.host_mounts(skip=(f"{paths.state_dir}/images", paths.run_dir))
+        # A mount below a /tmp that is covered could not be dumped.
+        covered = (namespaces.TMP,) if (spec.get("privileges") or {}).get("private_tmp") else ()
+        mounts = namespaces.host_mounts(skip=(f"{paths.state_dir}/images", paths.run_dir, *covered))
         binds = [(target, source) for source, target, _ in binds_of(spec)]
         self.state["mounts"] = [(point, point) for point in mounts] + binds
         hear, complaint = os.pipe2(os.O_CLOEXEC)

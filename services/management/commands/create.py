@@ -21,6 +21,13 @@ class Command(JobCommand):
         parser.add_argument("-e", "--env", action="append", default=[], metavar="K=V")
         parser.add_argument("-b", "--bind", action="append", default=[], metavar="SRC:DST[:ro]")
         parser.add_argument("--data", action="append", default=[], metavar="PATH")
+        parser.add_argument("--cap-add", action="append", default=[], metavar="NAME")
+        parser.add_argument("--cap-drop", action="append", default=[], metavar="NAME")
+        parser.add_argument("--new-privileges", action="store_true")
+        parser.add_argument("--private-tmp", metavar="SIZE")
+        parser.add_argument("--memory", metavar="SIZE")
+        parser.add_argument("--tasks", type=int, metavar="N")
+        parser.add_argument("--open-files", type=int, metavar="N")
         parser.add_argument("--name", default="")
         parser.add_argument("command", nargs=argparse.REMAINDER, metavar="[--] CMD ARG...")
 
@@ -38,6 +45,10 @@ class Command(JobCommand):
             name=options["name"],
             binds=options["bind"],
             data=options["data"],
+            privileges={
+                name: options[name] for name in ("cap_add", "cap_drop", "new_privileges", "private_tmp")
+            },
+            limits={name: options[name] for name in ("memory", "tasks", "open_files")},
             actor=me(),
             source="manage",
         )
