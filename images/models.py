@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from django.db import models
 from django.db.models import Q
 
-from services.models import Node, Service
+from services.models import Job, Node, Service
 from services.references import ReferenceQuerySet
 
 
@@ -51,6 +51,8 @@ class Image(models.Model):
     argv = models.JSONField(blank=True, default=list)
     statistics = models.JSONField(blank=True, default=dict)
     manifest = models.JSONField(blank=True, default=dict)
+    # Whether the worker has looked into it, well or in vain; what it saw is in `contents`.
+    is_read = models.BooleanField(default=False)
 
     objects = ImageQuerySet.as_manager()
 
@@ -60,6 +62,9 @@ class Image(models.Model):
             models.UniqueConstraint(
                 fields=["node", "name"], condition=~Q(name=""), name="images_image_name_once_a_node"
             ),
+        ]
+        indexes: ClassVar = [
+            models.Index(fields=["node"], condition=Q(is_read=False), name="images_image_not_read"),
         ]
         permissions: ClassVar = [("restore_foreign", "May restore an image that was imported")]
 
@@ -79,3 +84,30 @@ class Image(models.Model):
     @property
     def is_damaged(self) -> bool:
         return self.status == ImageState.DAMAGED.value
+
+
+class ImageContents(models.Model):
+    """What the worker read out of CRIU's files, once; data: as worker/inspecting.py tells it.
+
+    Of the environment it has names only. error: why nothing could be read, then data is empty.
+    """
+
+    image = models.OneToOneField(Image, on_delete=models.CASCADE, primary_key=True, related_name="contents")
+    read_at = models.DateTimeField()
+    error = models.TextField(blank=True, default="")
+    data = models.JSONField(blank=True, default=dict)
+
+    def __str__(self) -> str:
+        return f"contents of {self.image_id}"
+
+
+class ImageEnvironment(models.Model):
+    """The environment in an image, values included, for the one who asked; it is deleted minutes later."""
+
+    job = models.OneToOneField(Job, on_delete=models.CASCADE, primary_key=True, related_name="environment")
+    image = models.ForeignKey(Image, on_delete=models.CASCADE, related_name="+")
+    read_at = models.DateTimeField()
+    data = models.JSONField(blank=True, default=dict)
+
+    def __str__(self) -> str:
+        return f"environment of {self.image_id}"

@@ -131,6 +131,7 @@ def record(
             "criu_version": criu_version,
             "kernel": kernel,
             "argv": argv,
+            "is_read": False,
             "statistics": statistics,
             "manifest": manifest,
         },

@@ -175,7 +175,9 @@ NOUNS: dict[str, list[Verb]] = {
     ],
     "image": [
         Verb("list", "", "the images", aliases="ls"),
-        Verb("show", "IMAGE", "everything about an image"),
+        Verb("show", "IMAGE", "everything about an image, and what is in it"),
+        Verb("compare", "BEFORE AFTER", "what changed from one image of a service to another"),
+        Verb("environment", "IMAGE", "the values of the environment in an image; asking is recorded"),
         Verb("verify", "IMAGE", "compare an image's files with its manifest", *WAITING),
         Verb(
             "delete",

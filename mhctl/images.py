@@ -47,12 +47,30 @@ def list_images(parsed: Parsed) -> None:
 
 def show(parsed: Parsed) -> None:
     """`mhctl image show`."""
-    image = client_of(parsed).call("GET", path_of(parsed))
+    client = client_of(parsed)
+    image = client.call("GET", path_of(parsed))
+    contents = client.call("GET", path_of(parsed, "/contents"))
     if parsed.options["json"]:
-        put_json(image)
+        put_json({**image, "contents": contents})
         return
+    from mhctl.looking import image_contents
+
     shown = {**image, "page_size": size(image.get("page_size")), "size": size(image.get("size"))}
-    put(describe(shown))
+    put(describe(shown) + image_contents(contents))
+
+
+def compare(parsed: Parsed) -> None:
+    """`mhctl image compare`."""
+    from mhctl.looking import compare_images
+
+    compare_images(parsed)
+
+
+def environment(parsed: Parsed) -> None:
+    """`mhctl image environment`."""
+    from mhctl import looking
+
+    looking.environment(parsed)
 
 
 def verify(parsed: Parsed) -> None:
@@ -121,6 +139,8 @@ def rename(parsed: Parsed) -> None:
 VERBS: dict[str, Callable[[Parsed], None]] = {
     "list": list_images,
     "show": show,
+    "compare": compare,
+    "environment": environment,
     "verify": verify,
     "delete": delete,
     "export": export,

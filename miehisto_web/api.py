@@ -8,6 +8,7 @@ from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 
 from images.api import router as images
+from images.contents_api import router as image_contents
 from services.api import router as services
 from services.authentication import TokenOrSession
 from services.problems import Problem, bad_input, not_allowed
@@ -24,6 +25,7 @@ api = NinjaAPI(
 )
 api.add_router("", services)
 api.add_router("", images)
+api.add_router("", image_contents)
 
 
 def problem_response(problem: Problem) -> HttpResponse:

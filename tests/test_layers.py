@@ -12,6 +12,7 @@ WITH_ROWS = {
     "tasks.py",
     "agent.py",
     "reconcile.py",
+    "reading.py",
 }  # the worker's only modules that may know Django and rows
 
 

@@ -26,6 +26,7 @@ from services.states import JobState
 from worker import criu, exporting, forks, host, importing, reconcile, supervision
 from worker.errors import JobFailed
 from worker.paths import Paths
+from worker.reading import Reader
 from worker.supervision import Running
 
 log = logging.getLogger(__name__)
@@ -219,10 +220,12 @@ class AgentStep(bootsteps.StartStopStep):
         super().__init__(worker, **options)
         paths = Paths(settings.MIEHISTO_STATE_DIR, settings.MIEHISTO_RUN_DIR, settings.MIEHISTO_LOG_DIR)
         self._agent = Agent(paths, settings.MIEHISTO_NODE, settings.MIEHISTO_CRIU)
+        self._reader = Reader(paths, settings.MIEHISTO_NODE)
 
     def start(self, _worker: Any) -> None:
         """Start the agent."""
         self._agent.start()
+        self._reader.start()
 
     def close(self, worker: Any) -> None:
         """End at once, for miehistod to start another, where Celery has met what it cannot bear.
@@ -235,6 +238,7 @@ class AgentStep(bootsteps.StartStopStep):
 
     def stop(self, _worker: Any) -> None:
         """Stop the agent."""
+        self._reader.stop()
         self._agent.stop()
 
 

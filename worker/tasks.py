@@ -15,8 +15,8 @@ from celery.signals import worker_process_init
 from django.conf import settings
 from django.utils import timezone
 
+from images import contents, origins
 from images import operations as images
-from images import origins
 from images.models import Image
 from services import operations
 from services.models import Job
@@ -24,9 +24,10 @@ from services.problems import Problem
 from services.states import JobKind, JobState, ServiceState
 from services.writing import Steps, surely
 from worker import agent as agent  # noqa: PLC0414 - its import adds the agent to the worker that runs this
-from worker import commands, host, policy, reconcile, spares, warm
+from worker import commands, host, inspecting, policy, reconcile, spares, warm
 from worker.engine import Engine
 from worker.errors import JobFailed, describe
+from worker.image_files import Unreadable
 from worker.paths import IS_ID, Paths
 from worker.reconcile import Truth
 from worker.supervision import Running
@@ -332,6 +333,20 @@ def _check_command(job: Job, _engine: Engine) -> Outcome:
     return Outcome(None, commands.check(**job.options))
 
 
+def _read_environment(job: Job, engine: Engine) -> Outcome:
+    engine.step("reading the processes' memory")
+    try:
+        found = inspecting.apart(engine.paths.image(job.image_id), "environment")
+    except Unreadable as error:
+        raise JobFailed(
+            "contents_unreadable",
+            f"The image cannot be looked into: {error}.",
+            "Verify it (mhctl image verify).",
+        ) from None
+    surely(lambda: contents.record_environment(job, found))
+    return Outcome(None, {"image": job.image_id, "processes": len(found)})
+
+
 _HANDLERS: dict[JobKind, Callable[[Job, Engine], Outcome]] = {
     JobKind.START: _start,
     JobKind.STOP: _stop,
@@ -346,4 +361,5 @@ _HANDLERS: dict[JobKind, Callable[[Job, Engine], Outcome]] = {
     JobKind.CHECK: _check,
     JobKind.CHECK_SERVICE: _check_service,
     JobKind.CHECK_COMMAND: _check_command,
+    JobKind.READ_ENVIRONMENT: _read_environment,
 }

@@ -1,0 +1,316 @@
+"""What is in an image, read from CRIU's files: processes, files, sockets, memory. Knows no rows and no jobs.
+
+`python -m worker.inspecting FOLDER` prints it as JSON, in a process that may use only so much memory and
+time: an image may come from elsewhere, and what reads it is expected to be attacked.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import socket
+import struct
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from worker.image_files import Entry, Unreadable, entries, number, part, some_entries, text
+from worker.image_memory import KINDS, Memory, Shared
+
+log = logging.getLogger(__name__)
+
+_MOST_PROCESSES = 2000
+_MOST_FILES = 10_000
+_MOST_MAPPINGS = 2000
+_MOST_WORDS, _MOST_COMMAND, _MOST_ENVIRONMENT = 64, 8 << 10, 128 << 10
+_MOST_TOLD = 16 << 20
+_MEMORY, _SECONDS = 2 << 30, 60
+_STATES = {
+    1: "established", 2: "syn_sent", 3: "syn_recv", 4: "fin_wait1", 5: "fin_wait2", 6: "time_wait",
+    7: "closed", 8: "close_wait", 9: "last_ack", 10: "listening", 11: "closing",
+}  # fmt: skip
+_TASKS = {1: "running", 2: "dead", 3: "stopped", 6: "zombie"}
+_PROTOCOLS = {6: "tcp", 17: "udp", 136: "udplite"}
+_UNIX_KINDS = {1: "stream", 2: "datagram", 5: "seqpacket"}
+_SOCKETS = {"INETSK": "isk", "UNIXSK": "usk", "PACKETSK": "psk", "NETLINKSK": "nlsk"}
+_WORDS = {
+    "PIPE": "pipe", "FIFO": "fifo", "EVENTFD": "eventfd", "EVENTPOLL": "epoll", "INOTIFY": "inotify",
+    "FANOTIFY": "fanotify", "SIGNALFD": "signalfd", "TIMERFD": "timerfd", "TTY": "terminal", "TUNF": "tun",
+    "MEMFD": "memfd", "PIDFD": "pidfd", "NS": "namespace", "BPFMAP": "bpf map", "EXT": "external",
+}  # fmt: skip
+
+
+def apart(image: Path, what: str = "contents") -> dict[str, Any]:
+    """Return what `contents` or `environment` does, from a process that may use only so much.
+
+    Raises:
+        Unreadable: it is no image, is damaged, or wants more than that.
+    """
+    command = [sys.executable, "-m", __name__, what, str(image)]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=Path(__file__).parent.parent,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=2 * _SECONDS,
+            check=False,
+        )
+        found: dict[str, Any] = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        raise Unreadable("it takes too long to be read") from None
+    except ValueError:
+        log.warning("the contents of %s: %s", image, done.stderr.decode(errors="replace")[-2000:])
+        raise Unreadable("it makes its reader fail; the worker's log says how") from None
+    if "error" in found:
+        raise Unreadable(str(found["error"]))
+    return found
+
+
+def contents(image: Path) -> dict[str, Any]:
+    """Return what is in an image.
+
+    Args:
+        image: its folder.
+
+    Returns:
+        processes, files, sockets, memory (bytes by kind), mappings (bytes by what is mapped), environment
+        (names by process, never values), counts, and whether something was left out; all of it JSON.
+
+    Raises:
+        Unreadable: it is no image, or damaged.
+    """
+    tree = entries(image, "pstree.img")
+    files = _files(image)
+    memory: dict[str, dict[str, int]] = {kind: {"mapped": 0, "stored": 0} for kind in KINDS}
+    mappings: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    shared = Shared(image, files)
+    names: dict[str, list[str]] = {}
+    processes = []
+    holders: dict[int, list[int]] = {}
+    for item in tree[:_MOST_PROCESSES]:
+        process = _process(image, item)
+        processes.append(process)
+        if process["state"] in {"zombie", "dead"}:
+            continue
+        pid = process["pid"]
+        held = Memory(image, pid)
+        process |= {
+            "args": _words(held, "mm_arg_start", "mm_arg_end", _MOST_COMMAND)[:_MOST_WORDS],
+            "exe": _path(files, number(held.mm, "exe_file_id")),
+            **_place(image, pid, files),
+        }
+        variables = _words(held, "mm_env_start", "mm_env_end", _MOST_ENVIRONMENT)
+        names[str(pid)] = sorted({word.partition("=")[0] for word in variables if "=" in word})
+        stored = 0
+        for area in held.mappings():
+            size = area.stored
+            name = _path(files, area.source) if area.kind == "file" else f"[{area.kind}]"
+            if area.kind == "shared":
+                name, size = shared.take(area.source)
+            memory[area.kind]["mapped"] += area.mapped
+            memory[area.kind]["stored"] += size
+            stored += size
+            totals = mappings[area.kind, name]
+            totals[0] += area.mapped
+            totals[1] += size
+        process["memory"] = stored
+        for ids in some_entries(image, f"ids-{pid}.img"):
+            holders.setdefault(number(ids, "files_id"), []).append(pid)
+    for source in list(shared.left):  # what is open and nowhere mapped
+        name, size = shared.take(source)
+        memory["shared"]["stored"] += size
+        mappings["shared", name][1] += size
+    opened, sockets = _descriptors(image, files, holders)
+    largest = sorted(mappings.items(), key=lambda each: (-each[1][1], -each[1][0], each[0]))
+    return {
+        "processes": processes,
+        "files": opened[:_MOST_FILES],
+        "sockets": sockets[:_MOST_FILES],
+        "memory": memory,
+        "mappings": [
+            {"kind": kind, "name": name, "mapped": totals[0], "stored": totals[1]}
+            for (kind, name), totals in largest[:_MOST_MAPPINGS]
+        ],
+        "environment": names,
+        "counts": {
+            "processes": len(tree),
+            "threads": sum(len(process["threads"]) for process in processes),
+            "files": len(opened),
+            "sockets": len(sockets),
+            "locks": len(some_entries(image, "filelocks.img")),
+        },
+        "truncated": len(tree) > _MOST_PROCESSES
+        or max(len(opened), len(sockets)) > _MOST_FILES
+        or len(largest) > _MOST_MAPPINGS,
+    }
+
+
+def environment(image: Path) -> dict[str, dict[str, str]]:
+    """Return the environment of each process of an image, values included, by the process's number.
+
+    Raises:
+        Unreadable: it is no image, or damaged.
+    """
+    found = {}
+    for item in entries(image, "pstree.img")[:_MOST_PROCESSES]:
+        process = _process(image, item)
+        if process["state"] not in {"zombie", "dead"}:
+            held = Memory(image, process["pid"])
+            words = _words(held, "mm_env_start", "mm_env_end", _MOST_ENVIRONMENT)
+            pairs = (word.partition("=") for word in words if "=" in word)
+            found[str(process["pid"])] = {name: value for name, _, value in pairs}
+    return found
+
+
+def _process(image: Path, item: Entry) -> dict[str, Any]:
+    pid = number(item, "pid")
+    core = next(iter(entries(image, f"core-{pid}.img")), {})
+    task = part(core, "tc")
+    owner = part(part(core, "thread_core"), "creds")
+    state = _TASKS.get(number(task, "task_state"), "running")
+    threads = item.get("threads")
+    alive = state not in {"zombie", "dead"}
+    return {
+        "pid": pid,
+        "ppid": number(item, "ppid"),
+        "comm": text(task.get("comm"), 64),
+        "state": state,
+        "uid": number(owner, "uid") if alive else None,
+        "gid": number(owner, "gid") if alive else None,
+        "threads": threads[:10_000] if alive and isinstance(threads, list) else [],
+        "args": [],
+        "exe": "",
+        "cwd": "",
+        "root": "",
+        "memory": 0,
+    }
+
+
+def _words(held: Memory, first: str, last: str, most: int) -> list[str]:
+    """Return the words, ended by NUL each, that stand between two addresses of a process's memory."""
+    start, end = number(held.mm, first), number(held.mm, last)
+    if not start < end:
+        return []
+    return [text(word, most) for word in held.read(start, end, most).rstrip(b"\0").split(b"\0")]
+
+
+def _place(image: Path, pid: int, files: dict[int, Entry]) -> dict[str, str]:
+    place = next(iter(some_entries(image, f"fs-{pid}.img")), {})
+    return {"cwd": _path(files, number(place, "cwd_id")), "root": _path(files, number(place, "root_id"))}
+
+
+def _files(image: Path) -> dict[int, Entry]:
+    return {number(entry, "id"): entry for entry in some_entries(image, "files.img")}
+
+
+def _path(files: dict[int, Entry], number_of_file: int) -> str:
+    return text(part(files.get(number_of_file, {}), "reg").get("name"), 4096)
+
+
+def _descriptors(
+    image: Path, files: dict[int, Entry], holders: dict[int, list[int]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the open files and the sockets; those that several processes share are named once."""
+    deleted = {number(entry, "orig_id") for entry in some_entries(image, "remap-fpath.img")}
+    opened, sockets = [], []
+    for table, pids in sorted(holders.items()):
+        for entry in some_entries(image, f"fdinfo-{table}.img"):
+            file = files.get(number(entry, "id"), {})
+            kind = text(file.get("type") or entry.get("type"), 32)
+            where = {"pids": pids[:100], "fd": number(entry, "fd", -1)}
+            if kind in _SOCKETS:
+                sockets.append(where | _socket(kind, part(file, _SOCKETS[kind])))
+            else:
+                opened.append(where | _file(kind, file, files) | {"deleted": number(entry, "id") in deleted})
+    return opened, sockets
+
+
+def _file(kind: str, file: Entry, files: dict[int, Entry]) -> dict[str, Any]:
+    regular = part(file, "reg")
+    if kind == "REG":
+        folder = number(regular, "mode") >> 12 == 4
+        device = number(regular, "mode") >> 12 in {2, 6}
+        return {
+            "kind": "folder" if folder else "device" if device else "file",
+            "path": text(regular.get("name"), 4096),
+            "position": number(regular, "pos"),
+            "size": number(regular, "size", -1) if "size" in regular else None,
+            "writes": bool(number(regular, "flags") & 3),
+        }
+    named = number(part(file, {"FIFO": "fifo", "TTY": "tty"}.get(kind, "")), "regf_id")
+    return {"kind": _WORDS.get(kind, kind.lower()), "path": _path(files, named) if named else ""}
+
+
+def _socket(kind: str, found: Entry) -> dict[str, Any]:
+    state = found.get("state")
+    said = _STATES.get(state, "") if isinstance(state, int) else text(state, 32).lower()
+    if kind == "INETSK":
+        family = socket.AF_INET6 if number(found, "family") == socket.AF_INET6 else socket.AF_INET
+        raw = number(found, "type") == socket.SOCK_RAW
+        protocol = "raw" if raw else _PROTOCOLS.get(number(found, "proto"), str(number(found, "proto")))
+        return {
+            "family": protocol,
+            "state": said,
+            "local": _endpoint(family, found.get("src_addr"), number(found, "src_port")),
+            "peer": _endpoint(family, found.get("dst_addr"), number(found, "dst_port"))
+            if number(found, "dst_port")
+            else "",
+        }
+    if kind == "UNIXSK":
+        name = found.get("name")
+        shown = text(name, 256)
+        raw_name = name if isinstance(name, bytes) else str(name or "").encode("utf-8", "backslashreplace")
+        kind_of = _UNIX_KINDS.get(number(found, "type"), "")
+        return {
+            "family": "unix",
+            "state": said,
+            "local": ("@" if raw_name[:1] == b"\0" else "") + shown,
+            "peer": "",
+            "kind": kind_of,
+        }
+    return {"family": "packet" if kind == "PACKETSK" else "netlink", "state": said, "local": "", "peer": ""}
+
+
+def _endpoint(family: int, words: object, port: int) -> str:
+    """Return an address as ss(8) writes it; CRIU keeps it as numbers whose bytes are the network's."""
+    length = 4 if family == socket.AF_INET6 else 1
+    if not isinstance(words, list) or len(words) < length:
+        return f"?:{port}"
+    try:
+        packed = struct.pack(f"<{length}I", *words[:length])
+    except struct.error:
+        return f"?:{port}"
+    address = socket.inet_ntop(family, packed)
+    return f"[{address}]:{port}" if length == 4 else f"{address}:{port}"
+
+
+def _main(arguments: Iterable[str]) -> None:
+    what, folder = arguments
+    for limit, value in (
+        (resource.RLIMIT_AS, _MEMORY),
+        (resource.RLIMIT_CPU, _SECONDS),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(limit, (value, value))
+    os.nice(10)
+    try:
+        found = {"contents": contents, "environment": environment}[what](Path(folder))
+    except Unreadable as error:
+        found = {"error": text(str(error), 500)}
+    except (MemoryError, RecursionError):
+        found = {"error": "it needs more memory than an image may"}
+    told = json.dumps(found)
+    if len(told) > _MOST_TOLD:
+        told = json.dumps({"error": "there is more in it than can be shown"})
+    sys.stdout.write(told)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1:])
