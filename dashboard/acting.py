@@ -15,6 +15,7 @@ from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_http_methods, require_POST
 
+from dashboard import retrying
 from dashboard.actions import IMAGE_ACTIONS, SERVICE_ACTIONS, Action
 from dashboard.rights import Rights
 from images import operations as image_operations
@@ -107,6 +108,18 @@ def cancel_job(request: HttpRequest, reference: str) -> HttpResponse:
     except Problem as problem:
         messages.error(request, problem.message)
     return redirect("services:job", row.pk)
+
+
+@action
+@require_POST
+def retry_job(request: HttpRequest, reference: str) -> HttpResponse:
+    """Ask again for what a job that ended without success was asked for, perhaps with other options."""
+    row = found(lambda: find_job(reference))
+    try:
+        job = retrying.retry(row, request.POST, actor=request.user, source="web")
+    except Problem as problem:
+        return _refused(request, problem, reverse("services:job", args=[row.pk]))
+    return redirect("services:job", job.pk)
 
 
 def found(find: Callable[[], R]) -> R:

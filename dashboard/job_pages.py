@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from datetime import timedelta
+
 from django.db.models import Q, QuerySet
 from django.urls import reverse
 
 from dashboard.page import Context, Look, Moved, page
+from dashboard.retrying import may_retry
 from dashboard.tables import Column, Filter, begins, search_of, table
+from dashboard.waterfall import waterfall
 from services import waiting
 from services.lookup import find_job
-from services.models import Job, Service
+from services.models import AuditEvent, Job, Service
 from services.states import JobKind, JobState
 
 COLUMNS = (
@@ -20,6 +25,7 @@ COLUMNS = (
     Column("Queued", "queued"),
     Column("Took", number=True),
 )
+_ERROR = re.compile(r"\b(Error|FAILED|failed)\b")
 ORDERS = {"queued": ("queued_at", "id")}
 
 
@@ -67,4 +73,25 @@ def job(look: Look, reference: str) -> Context:
     if found.pk != reference:
         raise Moved(reverse("services:job", args=[found.pk]))
     row = waiting.load(found.pk)
-    return {"job": row, "events": row.known_events, "seconds": row.seconds}
+    return {
+        "job": row,
+        "events": row.known_events,
+        "seconds": row.seconds,
+        "bars": waterfall(row),
+        "lines": marked(row.error_lines),
+        "may_retry": may_retry(row),
+        "address": _address(row),
+    }
+
+
+def _address(job: Job) -> str:
+    """Return where a job was asked for from, as the audit has it; "" when it does not."""
+    about = job.service_ref or job.image_id or job.node.name
+    asked = AuditEvent.objects.filter(target_id=about, action=job.kind, at__gte=job.queued_at)
+    near = asked.filter(at__lte=job.queued_at + timedelta(seconds=2)).values_list("detail", "address")
+    return next((address for detail, address in near if detail.get("job") == job.pk), "")
+
+
+def marked(lines: list[str]) -> list[tuple[bool, str]]:
+    """Return lines of CRIU's log, each with whether it tells of an error."""
+    return [(_ERROR.search(line) is not None, line) for line in lines]

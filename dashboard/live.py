@@ -157,7 +157,7 @@ async def live(request: HttpRequest) -> HttpResponseBase:
     page, words, query = found
     user = await request.auser()
     rights = await in_thread(Rights.of, user)
-    if not rights.see:
+    if not (rights.administer if page.admin else rights.see):
         # Logged out meanwhile. Sent to the login an EventSource would only try again; so the page is told.
         return HttpResponse(RELOAD, content_type="text/event-stream")
     have = set(request.GET.get("have", "").split(",")) - {""}

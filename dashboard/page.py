@@ -19,6 +19,7 @@ from django.template.loader import render_to_string
 from django.utils.safestring import SafeString, mark_safe
 
 from dashboard.rights import Rights
+from services.actors import require_admin
 from services.problems import Problem
 from services.threads import in_thread
 
@@ -62,6 +63,7 @@ class Page:
     parts: name of a live part → its template.
     topics: what the parts depend on, such as "services" or "job:{reference}".
     here: which entry of the menu is lit.
+    admin: whether it is for admins only.
     """
 
     read: Read
@@ -69,6 +71,7 @@ class Page:
     parts: Mapping[str, str] = field(default_factory=dict)
     topics: tuple[str, ...] = ()
     here: str = ""
+    admin: bool = False
 
     def __post_init__(self) -> None:
         self.__name__ = self.read.__name__
@@ -84,7 +87,10 @@ class Page:
         """Return the page, or only the part that htmx asks for."""
         if request.method not in {"GET", "HEAD"}:
             return HttpResponseNotAllowed(["GET", "HEAD"])
-        look = Look(request.GET, Rights.of(user_of_page(request)))
+        user = user_of_page(request)
+        look = Look(request.GET, Rights.of(user))
+        if self.admin:
+            require_admin(user, "see this page")
         try:
             context = self.context(look, **words)
         except Moved as moved:
@@ -135,10 +141,11 @@ def page(
     here: str,
     parts: Mapping[str, str] | None = None,
     topics: tuple[str, ...] = (),
+    admin: bool = False,
 ) -> Callable[[Read], Page]:
     """Make a Page of the function below; the arguments are those of Page."""
 
     def make(read: Read) -> Page:
-        return Page(read, template, parts or {}, topics, here)
+        return Page(read, template, parts or {}, topics, here, admin)
 
     return make

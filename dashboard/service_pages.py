@@ -7,6 +7,7 @@ from collections import Counter
 from django.db.models import OuterRef, Q, QuerySet, Subquery
 from django.urls import reverse
 
+from dashboard.life import MOST_IMAGES, SPANS, life_line
 from dashboard.page import Context, Look, Moved, page
 from dashboard.tables import Column, Filter, begins, search_of, table
 from images.models import Image
@@ -16,6 +17,8 @@ from services.models import Job, Node, Service
 from services.states import ServiceState
 
 LOG_LINES = 200
+IMAGES_SHOWN = 8
+JOBS_SHOWN = 10
 
 COLUMNS = (
     Column("Service", "name"),
@@ -99,10 +102,22 @@ def service(look: Look, reference: str) -> Context:
     found = find_service(reference, shown=True)
     if found.pk != reference:
         raise Moved(reverse("services:show", args=[found.pk]))
+    images = list(
+        Image.objects.filter(service_ref=found.pk)
+        .order_by("-created_at")
+        .only("id", "name", "comm", "created_at", "pages_bytes", "leave_running", "status")[:MOST_IMAGES]
+    )
+    span = look.query.get("life", "")
     return {
         "service": found,
-        "images": Image.objects.filter(service_ref=found.pk).order_by("-created_at").defer("manifest")[:10],
-        "jobs": Job.objects.filter(service_ref=found.pk).defer("traceback", "result", "error_lines")[:10],
+        "text": _last_lines(found),
+        "life": life_line(found, images, span if span in SPANS else ""),
+        "spans": SPANS,
+        "images": images[:IMAGES_SHOWN],
+        "images_more": len(images) > IMAGES_SHOWN,
+        "jobs": Job.objects.filter(service_ref=found.pk).defer("traceback", "result", "error_lines")[
+            :JOBS_SHOWN
+        ],
     }
 
 
@@ -110,5 +125,9 @@ def service(look: Look, reference: str) -> Context:
 def log(look: Look, reference: str) -> Context:
     """Show the last lines of a service's output."""
     service = find_service(reference)
+    return {"service": service, "text": _last_lines(service)}
+
+
+def _last_lines(service: Service) -> str:
     text, _inode, _offset = logs.tail(service.pk, LOG_LINES)
-    return {"service": service, "text": text.decode(errors="replace")}
+    return text.decode(errors="replace")

@@ -2,7 +2,18 @@
 
 from django.urls import include, path
 
-from dashboard import acting, bulk, creating, image_pages, job_pages, live, service_pages
+from dashboard import (
+    acting,
+    audit,
+    bulk,
+    creating,
+    following,
+    image_pages,
+    job_pages,
+    live,
+    overview,
+    service_pages,
+)
 
 services = [
     path("services/", service_pages.services, name="list"),
@@ -10,10 +21,12 @@ services = [
     path("services/bulk/", bulk.bulk, name="bulk"),
     path("services/<str:reference>/", service_pages.service, name="show"),
     path("services/<str:reference>/logs/", service_pages.log, name="logs"),
+    path("services/<str:reference>/log/", following.log_stream, name="log-stream"),
     path("services/<str:reference>/<str:action>/", acting.act_on_service, name="act"),
     path("jobs/", job_pages.jobs, name="jobs"),
     path("jobs/<str:reference>/", job_pages.job, name="job"),
     path("jobs/<str:reference>/cancel/", acting.cancel_job, name="cancel-job"),
+    path("jobs/<str:reference>/retry/", acting.retry_job, name="retry-job"),
 ]
 images = [
     path("", image_pages.images, name="list"),
@@ -21,7 +34,9 @@ images = [
     path("<str:reference>/<str:action>/", acting.act_on_image, name="act"),
 ]
 urlpatterns = [
-    path("", service_pages.services, name="overview"),
+    path("", overview.overview, name="overview"),
+    path("audit/", audit.audit, name="audit"),
+    path("audit.csv", audit.audit_csv, name="audit-csv"),
     path("live/", live.live, name="live"),
     path("", include((services, "services"))),
     path("images/", include((images, "images"))),

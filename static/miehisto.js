@@ -2,6 +2,7 @@
 "use strict";
 
 (function () {
+  document.documentElement.classList.add("js");
   const $ = (selector, root) => (root || document).querySelector(selector);
   const all = (selector, root) => Array.from((root || document).querySelectorAll(selector));
 
@@ -191,6 +192,77 @@
     tellTimes(event.target);
     if (event.target.matches(".part")) event.target.dataset.digest = "";
   });
+
+  /* --- A service's log ------------------------------------------------------------------------- */
+
+  const MOST_LINES = 2000;
+
+  function followLog(section) {
+    const pre = $("pre", section);
+    const search = $("[data-log-search]", section);
+    const button = $("[data-log-pause]", section);
+    const state = $("[data-log-state]", section);
+    let lines = pre.textContent.split("\n");
+    let paused = false;
+    let missed = 0;
+    let events = null;
+
+    function paint() {
+      const wanted = search.value.toLowerCase();
+      const atEnd = pre.scrollTop + pre.clientHeight >= pre.scrollHeight - 30;
+      const shown = wanted ? lines.filter((line) => line.toLowerCase().includes(wanted)) : lines;
+      if (wanted) {
+        pre.replaceChildren();
+        for (const line of shown) {
+          const at = line.toLowerCase().indexOf(wanted);
+          const mark = document.createElement("mark");
+          mark.textContent = line.slice(at, at + wanted.length);
+          pre.append(line.slice(0, at), mark, line.slice(at + wanted.length) + "\n");
+        }
+      } else {
+        pre.textContent = shown.join("\n");
+      }
+      const empty = $("[data-log-empty]", section);
+      if (empty) empty.hidden = lines.join("") !== "";
+      state.textContent = wanted ? shown.length + " lines with this text" : paused && missed ? missed + " new lines are held back" : "";
+      if (atEnd && !paused) pre.scrollTop = pre.scrollHeight;
+    }
+
+    function add(text) {
+      const fresh = text.split("\n");
+      lines[lines.length - 1] += fresh.shift();
+      lines = lines.concat(fresh).slice(-MOST_LINES);
+      missed += fresh.length;
+      if (!paused) { missed = 0; paint(); } else { state.textContent = missed + " new lines are held back"; }
+    }
+
+    function open() {
+      if (events) events.close();
+      events = null;
+      if (document.hidden) return;
+      events = new EventSource(section.dataset.log);
+      events.addEventListener("tail", (event) => {
+        lines = JSON.parse(event.data).split("\n");
+        if (!paused) { paint(); pre.scrollTop = pre.scrollHeight; }
+      });
+      events.addEventListener("more", (event) => add(JSON.parse(event.data)));
+      events.addEventListener("reload", () => location.reload());
+    }
+
+    button.addEventListener("click", () => {
+      paused = !paused;
+      missed = 0;
+      button.textContent = paused ? "Go on" : "Pause";
+      button.setAttribute("aria-pressed", String(paused));
+      paint();
+    });
+    search.addEventListener("input", paint);
+    document.addEventListener("visibilitychange", open);
+    open();
+    window.addEventListener("pagehide", () => events && events.close());
+  }
+
+  all("[data-log]").forEach(followLog);
 
   tellTimes();
   setInterval(tellTimes, 5000);

@@ -86,7 +86,9 @@ class Agent:
                     close_old_connections()
                     if now - beat >= HEARTBEAT_EVERY:
                         can["policy"] = host.rules()
-                        operations.heartbeat(self._node, version, os.uname().release, can)
+                        operations.heartbeat(
+                            self._node, version, os.uname().release, can | host.pool(self._paths)
+                        )
                         (self._paths.run_dir / "worker.ready").touch()
                         beat = now
                     if now - sweep >= SWEEP_EVERY:

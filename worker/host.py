@@ -42,6 +42,15 @@ def capabilities(criu_binary: str) -> dict[str, bool]:
     }
 
 
+def pool(paths: Paths) -> dict[str, int]:
+    """Return the bytes of the file system that holds the images, whole and free to root; {} if unknown."""
+    try:
+        found = os.statvfs(paths.images)
+    except OSError:
+        return {}
+    return {"pool_size": found.f_blocks * found.f_frsize, "pool_free": found.f_bfree * found.f_frsize}
+
+
 def _criu_feature(criu_binary: str, name: str) -> bool:
     try:
         asked = subprocess.run(
