@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.views.decorators.http import require_GET
 from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 
@@ -22,6 +23,7 @@ api = NinjaAPI(
     "?wait=SECONDS holds the answer, and with Accept: application/x-ndjson streams the job's steps.",
     auth=TokenOrSession(),
     urls_namespace="api",
+    docs_decorator=require_GET,
 )
 api.add_router("", services)
 api.add_router("", images)

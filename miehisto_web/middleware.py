@@ -40,8 +40,6 @@ POLICY = (
     "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'"
 )
-# The API's page (Swagger) sets style attributes.
-POLICY_OF_API_PAGE = POLICY + "; style-src 'self' 'unsafe-inline'"
 
 GetResponse = Callable[[HttpRequest], Any]
 
@@ -101,8 +99,7 @@ class Front(_Async):
             response.headers["Content-Length"] = str(len(response.content))
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
         if "Content-Security-Policy" not in response.headers:
-            is_api_page = request.path.startswith(API)
-            response.headers["Content-Security-Policy"] = POLICY_OF_API_PAGE if is_api_page else POLICY
+            response.headers["Content-Security-Policy"] = POLICY
         return response
 
     async def _answer(self, request: HttpRequest) -> HttpResponseBase:

@@ -198,6 +198,8 @@ LOGGING = {
         # Any stranger can send a foreign host name; forty lines each time would be his to write.
         "django.security.DisallowedHost": {"level": "CRITICAL"},
         "kombu": {"level": "WARNING"},
+        # It tells of each login what the record has; a lockout is a warning.
+        "axes": {"level": "WARNING"},
         "asyncio": {"level": "WARNING"},
     },
 }

@@ -195,7 +195,7 @@ def test_answers_carry_their_headers_and_never_a_version(stack: Stack) -> None:
         assert b"content-security-policy: default-src 'self'" in said, path
         assert b"x-content-type-options: nosniff" in said, path
         assert not re.search(rb"^server: .*\d", said, re.MULTILINE), path
-        assert b"unsafe-inline" not in said or path.startswith("/api/"), path
+        assert b"unsafe-" not in said, path
     cookie = send(stack, head("/login/", "Connection: close"))
     found = re.search(rb"(?i)set-cookie: (csrftoken=[^\r]+)", cookie)
     assert found and b"HttpOnly" in found[1] and b"SameSite=Lax" in found[1]
