@@ -72,7 +72,7 @@ def act_on_service(request: HttpRequest, reference: str, action: str) -> HttpRes
             return redirect(back)
         job = _SERVICE_JOBS[action](service, actor=request.user, source="web", **options)
     except Problem as problem:
-        return _refused(request, problem, back)
+        return refused(request, problem, back)
     return redirect("services:job", job.pk)
 
 
@@ -94,7 +94,7 @@ def act_on_image(request: HttpRequest, reference: str, action: str) -> HttpRespo
             return redirect(back)
         job = _IMAGE_JOBS[action](image, actor=request.user, source="web", **options)
     except Problem as problem:
-        return _refused(request, problem, back)
+        return refused(request, problem, back)
     return redirect("services:job", job.pk)
 
 
@@ -103,11 +103,12 @@ def act_on_image(request: HttpRequest, reference: str, action: str) -> HttpRespo
 def cancel_job(request: HttpRequest, reference: str) -> HttpResponse:
     """Cancel a queued job."""
     row = found(lambda: find_job(reference))
+    back = reverse("services:job", args=[row.pk])
     try:
         operations.cancel(row, request.user, "web")
     except Problem as problem:
-        messages.error(request, problem.message)
-    return redirect("services:job", row.pk)
+        return refused(request, problem, back)
+    return redirect(back)
 
 
 @action
@@ -176,9 +177,9 @@ def _options(described: Action, given: QueryDict) -> dict[str, Any]:
     return options
 
 
-def _refused(request: HttpRequest, problem: Problem, back: str) -> HttpResponse:
+def refused(request: HttpRequest, problem: Problem, back: str) -> HttpResponse:
     """Say what refused it: as a 403 page for somebody who may not, else on the page that he came from."""
     if problem.http_status == 403:
-        return render(request, "403.html", {"problem": problem}, status=403)
+        return render(request, "403.html", {"message": f"{problem.message} {problem.remedy}"}, status=403)
     messages.error(request, f"{problem.message} {problem.remedy}".rstrip())
     return redirect(back)

@@ -7,15 +7,16 @@ from collections.abc import Callable
 from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
+from django.urls import reverse
 
-from dashboard.acting import FORM, action, shown
+from dashboard.acting import FORM, action, refused, shown
 from dashboard.actions import IMAGE_ACTIONS, SERVICE_ACTIONS
 from dashboard.rights import Rights
 from dashboard.tables import ROWS
 from images import operations as image_operations
 from images.models import Image
 from services import operations
-from services.actors import Actor
+from services.actors import Actor, require_operator
 from services.models import Job, Service
 from services.problems import Problem, bad_input
 from services.states import KINDS, JobKind
@@ -59,16 +60,20 @@ def bulk(request: HttpRequest) -> HttpResponse:
             "here": "services",
         }
         return shown(request, "services/_bulk.html", context)
-    asked, refused = 0, []
+    try:
+        require_operator(request.user)
+    except Problem as problem:
+        return refused(request, problem, reverse("services:list"))
+    asked, complaints = 0, []
     for service in chosen:
         try:
             operation(service, actor=request.user, source="web")
         except Problem as problem:
-            refused.append(problem.message)
+            complaints.append(problem.message)
         else:
             asked += 1
     if asked:
         messages.success(request, f"Asked for {asked} {verb} job{'s' if asked > 1 else ''}.")
-    for message in refused:
+    for message in complaints:
         messages.error(request, message)
     return redirect("services:jobs" if asked else "services:list")

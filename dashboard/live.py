@@ -18,6 +18,7 @@ from django.contrib.auth.decorators import login_not_required
 from django.db import DatabaseError
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, QueryDict, StreamingHttpResponse
 from django.urls import Resolver404, resolve
+from django.views.decorators.http import require_GET
 
 from dashboard.changes import Changes
 from dashboard.page import Look, Moved, Page, Part, Words
@@ -149,10 +150,11 @@ _hub = Hub()
 
 
 @login_not_required
+@require_GET
 async def live(request: HttpRequest) -> HttpResponseBase:
     """Stream the changes of the page named by ?on=, for whoever may see it."""
     found = _resolved(request.GET.get("on", ""))
-    if request.method != "GET" or found is None:
+    if found is None:
         raise Http404
     page, words, query = found
     user = await request.auser()

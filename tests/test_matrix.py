@@ -20,6 +20,7 @@ from django.test import Client
 from django.urls import URLPattern, URLResolver, get_resolver
 from django.utils import timezone
 
+from dashboard.actions import IMAGE_ACTIONS, SERVICE_ACTIONS
 from miehisto_web.api import api
 from services import operations
 from services.authentication import issue
@@ -46,6 +47,7 @@ class Row(NamedTuple):
     status: int
     of: str = ""
     body: dict[str, Any] | None = None
+    query: str = ""
 
 
 CREATE: dict[str, Any] = {"args": ["/bin/true"], "user": "nobody"}
@@ -92,23 +94,39 @@ PAGES = {
     "POST /account/tokens/": Row(LOGGED_IN, 200, body={"label": "x", "days": "7"}),
     "POST /account/tokens/{pk}/revoke/": Row(LOGGED_IN, 404, "token"),  # somebody else's
     "GET /": Row(V, 200),
-    "GET /images/": Row(V, 200),
+    "GET /live/": Row(ANYBODY, 200, query="?on=/services/"),  # a stranger is only told to load anew
     "GET /jobs/": Row(V, 200),
     "GET /jobs/{reference}/": Row(V, 200, "job"),
     "POST /jobs/{reference}/cancel/": Row(O, 302, "job"),
+    "GET /services/": Row(V, 200),
+    "GET /services/new/": Row(V, 200),
+    "POST /services/new/": Row(O, 302, body={"command": "/bin/true", "user": "nobody"}),
+    "GET /services/bulk/": Row(V, 200, query="?do=dump"),
+    "POST /services/bulk/": Row(O, 302, body={"do": "dump"}),
+    "GET /services/{reference}/": Row(V, 200, "running"),
     "GET /services/{reference}/logs/": Row(V, 200, "running"),
     "POST /services/{reference}/start/": Row(O, 302, "stopped"),
     "POST /services/{reference}/stop/": Row(O, 302, "running"),
     "POST /services/{reference}/restart/": Row(O, 302, "running"),
     "POST /services/{reference}/dump/": Row(O, 302, "running"),
+    "POST /services/{reference}/rename/": Row(O, 302, "running"),
     "POST /services/{reference}/delete/": Row(A, 302, "stopped"),
+    "GET /images/": Row(V, 200),
+    "GET /images/{reference}/": Row(V, 200, "image"),
     "POST /images/{reference}/restore/": Row(O, 302, "image"),
     "POST /images/{reference}/verify/": Row(O, 302, "image"),
+    "POST /images/{reference}/rename/": Row(O, 302, "image"),
     "POST /images/{reference}/delete/": Row(A, 302, "image"),
 }
+# Each form of an action is a page of its own, with the same address.
+PAGES |= {
+    words.replace("POST", "GET"): Row(V, 200, row.of)
+    for words, row in PAGES.items()
+    if re.match(r"POST /(services|images)/\{reference\}/", words)
+}
 ACTIONS = {
-    "/services/{reference}/{action}/": ("start", "stop", "restart", "dump", "delete"),
-    "/images/{reference}/{action}/": ("restore", "verify", "delete"),
+    "/services/{reference}/{action}/": tuple(SERVICE_ACTIONS),
+    "/images/{reference}/{action}/": tuple(IMAGE_ACTIONS),
 }
 
 
@@ -233,7 +251,7 @@ def test_the_matrix_of_the_api() -> None:
             got = ask(boss, method, "/api/v1" + path.replace("{reference}", "0"), {}, form=False)
             if got != 405:
                 wrong.append(f"{method} {path}: admin is answered {got}, not 405")
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
     # A token's job is its owner's, whoever else is logged in.
     client = by_token(rolled[O])
     client.force_login(rolled[A])
@@ -256,7 +274,10 @@ def test_the_matrix_of_the_pages() -> None:
             for name, who, its in everybody:
                 client = by_session(users[name]) if (method, path) == ("POST", "/logout/") and who else its
                 kind = next(row.of for row in rows.values())
-                address = re.sub(r"\{\w+\}", objects.of(kind) if kind else "", path)
+                address = (
+                    re.sub(r"\{\w+\}", objects.of(kind) if kind else "", path)
+                    + rows.get("GET", Row(V, 0)).query
+                )
                 got = ask(client, method, address, row.body if row else None, form=True)
                 if path.startswith("/api/"):
                     wanted = 405 if row is None else 200
@@ -268,11 +289,11 @@ def test_the_matrix_of_the_pages() -> None:
                     wrong.append(f"{method} {path}: {name} is answered {got}, not {wanted}")
                 if got < 400 and method != "GET" and kind:
                     objects.used(kind)
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
 
 
 def test_the_matrix_of_the_admin_pages() -> None:
-    """Closed to all but admins, none has a fault or anything inline, and nothing can be edited that only workers write."""
+    """Closed to all but admins; no fault, nothing inline, nothing to edit that only workers write."""
     stopped = stopped_service()
     recorded_image(stopped)
     issue(member(O))
@@ -300,7 +321,7 @@ def test_the_matrix_of_the_admin_pages() -> None:
             posted = client.post(address).status_code
             if posted >= 500 or (name != A and posted == 200):
                 wrong.append(f"POST {path}: {name} is answered {posted}")
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
     boss = by_session(users[A])
     for model in ("services/job", "services/service", "services/auditevent", "images/image"):
         assert boss.get(f"/admin/{model}/add/").status_code == 403, model
