@@ -42,6 +42,16 @@ def _client(url: str) -> redis.Redis:
     )
 
 
+def run_of_queue() -> str:
+    """Return what names the present run of Redis, whose memory goes with it; "" if it does not say."""
+    try:
+        said = _client(redis_url(settings.CELERY_BROKER_URL)).info("server")
+    except (RedisError, OSError) as error:
+        log.debug("the queue does not say which it is: %s", error)
+        return ""
+    return str(said.get("run_id", "")) if isinstance(said, dict) else ""
+
+
 def ring(job_id: str) -> bool:
     """Wake whoever waits for the job; call it after the commit. Returns False when Redis is away."""
     return _publish(channel(job_id))

@@ -4,11 +4,9 @@ A request checks permission and input, inserts the queued Job with its first Job
 and sends its id after the commit. Each raises Problem and changes nothing when it refuses.
 """
 
-from datetime import timedelta
 from typing import Any
 
 from django.db import IntegrityError, transaction
-from django.db.models import Q
 from django.utils import timezone
 
 from services import bell, confinement, criu_options, enqueue, validation
@@ -237,18 +235,6 @@ def show_env(service: Service, *, actor: Actor, source: str) -> dict[str, str]:
     return dict(service.env)
 
 
-def resend_waiting(node_name: str, older_than_seconds: float) -> int:
-    """Send jobs again that wait on a node for longer than this. Returns how many were sent."""
-    before = timezone.now() - timedelta(seconds=older_than_seconds)
-    waiting = Job.objects.filter(node__name=node_name, status=JobState.QUEUED).select_related("node")
-    sent = 0
-    for job in waiting.filter(Q(sent_at__isnull=True) | Q(sent_at__lt=before)).order_by("queued_at"):
-        if not enqueue.resend(job):
-            break  # the broker is away; the others would wait for the same timeout
-        sent += 1
-    return sent
-
-
 def require_state(service: Service, kind: JobKind) -> None:
     """Raise Problem service_running or service_not_running unless a job of `kind` may begin now."""
     if service.state in KINDS[kind].allowed:
@@ -401,7 +387,6 @@ __all__ = [
     "request_start",
     "request_stop",
     "require_state",
-    "resend_waiting",
     "show_env",
     "succeed",
 ]

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ import pytest
 import redis
 from django.contrib.auth.models import User
 from django.db import IntegrityError, connection, transaction
+from django.utils import timezone
 
 from images import operations as image_operations
 from services import operations, progress
 from services.models import Job, Node, Service
 from services.problems import Problem
+from services.resending import Resender
 from services.states import JobState, ServiceState
 from tests.rows import made_service, recorded_image, running_service, taken
 
@@ -334,7 +336,7 @@ def test_without_redis_the_job_stays_queued_and_the_request_is_quick() -> None:
     assert time.monotonic() - before < 0.5
     job.refresh_from_db()
     assert (job.status, job.sent_at) == ("queued", None)
-    assert operations.resend_waiting(service.node.name, 0) == 0
+    assert Resender(service.node.name).sweep() == 0
 
 
 def test_what_waited_is_sent_when_redis_is_there(redis_server: redis.Redis) -> None:
@@ -344,9 +346,27 @@ def test_what_waited_is_sent_when_redis_is_there(redis_server: redis.Redis) -> N
     assert job.pk.encode() in redis_server.lrange(queue, 0, -1)[0]
     redis_server.flushall()
     Job.objects.filter(pk=job.pk).update(sent_at=None)
-    assert operations.resend_waiting(service.node.name, 60) == 1
-    assert operations.resend_waiting(service.node.name, 60) == 0
+    now = [0.0]
+    resender = Resender(service.node.name, clock=lambda: now[0])
+    assert [resender.sweep(), resender.sweep()] == [1, 0]
     assert redis_server.llen(queue) == 1
+
+    # One that waits for long is not lost: it is sent again ever more seldom, whatever a clock says.
+    Job.objects.filter(pk=job.pk).update(sent_at=timezone.now() + timedelta(hours=1))
+    for _ in range(3600):
+        now[0] += 1
+        resender.sweep()
+    assert 5 < redis_server.llen(queue) < 15
+
+
+def test_what_waits_is_sent_at_once_to_a_redis_that_has_forgotten_all(redis_server: redis.Redis) -> None:
+    service = running_service()
+    operations.request_dump(service, **ROOT)
+    resender = Resender(service.node.name)
+    assert resender.sweep() == 1, "what a worker had taken out of the queue died with it"
+    assert resender.sweep() == 0
+    resender._queue = "another run"
+    assert resender.sweep() == 1
 
 
 def test_a_redis_that_hangs_holds_a_request_half_a_second_at_most(redis_server: redis.Redis) -> None:

@@ -22,8 +22,9 @@ from django.db import DatabaseError, close_old_connections, connections
 
 from services import operations
 from services.models import Job, Service
+from services.resending import Resender
 from services.states import JobState
-from worker import criu, exporting, forks, host, importing, reconcile, supervision
+from worker import criu, descriptors, exporting, forks, host, importing, reconcile, supervision
 from worker.errors import JobFailed
 from worker.paths import Paths
 from worker.reading import Reader
@@ -35,7 +36,6 @@ LOOK_EVERY = 0.25
 HEARTBEAT_EVERY = 5.0
 SWEEP_EVERY = 2.0
 TIDY_EVERY = 600.0
-RESEND_AFTER = 10.0
 TAKE_OVER_WITHIN = 5.0
 
 
@@ -46,15 +46,19 @@ class Agent:
         paths: the node's folders.
         node: the node's name.
         criu_binary: whose version the heartbeat tells.
+        patience: seconds that CRIU may work on after its worker has died.
     """
 
-    def __init__(self, paths: Paths, node: str, criu_binary: str) -> None:
+    def __init__(self, paths: Paths, node: str, criu_binary: str, patience: float) -> None:
         self._paths = paths
         self._node = node
         self._criu_binary = criu_binary
         self._seen: dict[str, tuple[int, int]] = {}
         self._watched: dict[str, int] = {}
         self._outputs: dict[str, int] = {}
+        self._resender = Resender(node)
+        self._patience = patience
+        self._waited: dict[str, float] = {}
         self._poll = select.poll()
         os.register_at_fork(after_in_child=self._let_go)
         self._stopping = threading.Event()
@@ -92,9 +96,9 @@ class Agent:
                         (self._paths.run_dir / "worker.ready").touch()
                         beat = now
                     if now - sweep >= SWEEP_EVERY:
-                        reconcile.settle_lost_jobs(self._paths, self._node)
+                        reconcile.settle_lost_jobs(self._paths, self._node, self._overdue)
                         reconcile.end_services_without_trace(self._paths, self._node)
-                        operations.resend_waiting(self._node, RESEND_AFTER)
+                        self._resender.sweep()
                         sweep = now
                     if now - tidy >= TIDY_EVERY:
                         importing.sweep(self._paths.images)
@@ -113,6 +117,11 @@ class Agent:
                 self._stopping.wait(1.0)
             self._wait()
         mine.close()
+
+    def _overdue(self, job_id: str) -> bool:
+        """Tell whether a lost job has been waited for long enough."""
+        now = time.monotonic()
+        return now - self._waited.setdefault(job_id, now) >= self._patience
 
     def _criu_version(self) -> str:
         try:
@@ -221,11 +230,14 @@ class AgentStep(bootsteps.StartStopStep):
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
         paths = Paths(settings.MIEHISTO_STATE_DIR, settings.MIEHISTO_RUN_DIR, settings.MIEHISTO_LOG_DIR)
-        self._agent = Agent(paths, settings.MIEHISTO_NODE, settings.MIEHISTO_CRIU)
+        self._agent = Agent(
+            paths, settings.MIEHISTO_NODE, settings.MIEHISTO_CRIU, settings.MIEHISTO_JOB_TIMEOUT
+        )
         self._reader = Reader(paths, settings.MIEHISTO_NODE)
 
     def start(self, _worker: Any) -> None:
         """Start the agent."""
+        descriptors.allow_many()
         self._agent.start()
         self._reader.start()
 

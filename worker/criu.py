@@ -11,10 +11,11 @@ import logging
 import os
 import select
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -230,6 +231,23 @@ class Call:
         self._connection.close()
         if self._process is not None:
             self._process.wait()
+
+
+def kill_holder(lock: Path) -> bool:
+    """Kill the CRIU that holds a job's lock long after its worker has died; False if there is none.
+
+    Args:
+        lock: the lock file, which it has inherited.
+    """
+    killed = False
+    for folder in Path("/proc").glob("[0-9]*/fd"):
+        process = Process.of(int(folder.parent.name))
+        with suppress(OSError):
+            if (folder.parent / "comm").read_text().strip() != "criu" or process is None:
+                continue
+            if any(link.exists() and link.samefile(lock) for link in folder.iterdir()):
+                killed |= process.signal(signal.SIGKILL)
+    return killed
 
 
 def error_lines(log: Path, limit: int = 20) -> list[str]:

@@ -151,6 +151,7 @@ class Engine:
             running = supervision.running(self.paths, service_id)
             if running is not None:
                 self.step("stopping")
+                self.paths.stopping(service_id).touch()
                 running.init.signal(signal.SIGTERM)
                 if not running.wait(grace):
                     self.step("killing")
@@ -159,6 +160,7 @@ class Engine:
             ended = self.ended(service_id)
             # Its end is the operator's doing, not the service's own, as what is left there would say.
             self.paths.state(service_id).unlink(missing_ok=True)
+            self.paths.stopping(service_id).unlink(missing_ok=True)
             return ended
 
     def ended(self, service_id: str) -> Ended:

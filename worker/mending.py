@@ -1,4 +1,4 @@
-"""What a CRIU that was killed leaves in a service that goes on, and how it is taken back. Knows no jobs.
+"""What a CRIU that was killed leaves, in a service that goes on and on the disk. Knows no jobs.
 
 CRIU holds the service's TCP connections in repair mode (tcp(7), TCP_REPAIR), in which a write fails and
 nothing is sent, and drops their packets by a firewall table. The kernel lets the service go on when its
@@ -7,10 +7,13 @@ tracer dies, but takes back neither.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
+import re
 import socket
+from pathlib import Path
 
 from worker import connections, process
 from worker.process import Process
@@ -19,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _SYS_PIDFD_GETFD = 438  # on every architecture (pidfd_getfd(2)); Python has no name for it
 _TCP_REPAIR = 19
+_SCRATCH = re.compile(r"/tmp/\.criu\.mntns\.[A-Za-z0-9]{6}")  # noqa: S108 (CRIU's own name for it)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -34,6 +38,25 @@ def mend(init: Process, run: str) -> None:
         log.warning("%d connections of process %d were taken out of CRIU's repair mode", mended, init.pid)
     # Only now: what arrives at a connection in repair mode is answered by an error, and the service hangs up.
     connections.release(run)
+
+
+def remove_scratch(log_file: Path) -> None:
+    """Remove the empty folder in /tmp on which a CRIU that was killed had built the mounts it restored.
+
+    They were in a mount namespace that has died with it. CRIU names the folder in its log alone.
+
+    Args:
+        log_file: of that restore.
+    """
+    try:
+        with log_file.open(encoding="utf-8", errors="replace") as file:
+            named = next(filter(None, map(_SCRATCH.search, file)), None)
+    except OSError:
+        return
+    if named is None:
+        return
+    with contextlib.suppress(OSError):
+        os.rmdir(named[0])
 
 
 def _end_repair(pid: int) -> int:

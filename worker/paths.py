@@ -72,6 +72,10 @@ class Paths(NamedTuple):
         """Return the lock of whoever counts the services that live, and then adds one."""
         return self.run_dir / "admission.lock"
 
+    def stopping(self, service_id: str) -> Path:
+        """Return the mark of a stop that has begun: an end that comes after it is the operator's wish."""
+        return self.runtime(service_id) / "stopping"
+
     def job_lock(self, service_id: str) -> Path:
         """Return the lock of whoever works on a service: the worker, or a CRIU that has outlived it."""
         return self.runtime(service_id) / "job.lock"

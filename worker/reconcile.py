@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -17,11 +17,10 @@ from images import operations as images
 from images.models import Image
 from services import operations
 from services.models import Job, Node, Service
-from services.states import TRANSIENT, JobKind, JobState, ServiceState
-from worker import connections, criu, locks, manifest, supervision
+from services.states import TRANSIENT, JobKind, JobState, ServiceState, has_process
+from worker import connections, criu, locks, manifest, mending, supervision
 from worker.engine import Ended, describe
 from worker.errors import JobFailed
-from worker.mending import mend
 from worker.paths import Paths
 from worker.process import Process
 
@@ -33,6 +32,8 @@ _LAST_WORD_WITHIN = 0.5
 
 _UNWATCHED = "Its supervisor was killed, and another one is about to take over."
 _ADOPTED = "Its supervisor was killed, and another one has taken over."
+
+_ENDING = {JobKind.STOP, JobKind.RESTART, JobKind.DELETE_SERVICE}
 
 
 class Truth(NamedTuple):
@@ -58,6 +59,10 @@ def truth(paths: Paths, service_id: str) -> Truth | None:
         reason = (_ADOPTED if running.adopted else "") if watched else _UNWATCHED
         supervisor = running.runmh.pid if watched else None
         return Truth(ServiceState.RUNNING, running.shown_pid, supervisor, reason=reason)
+    return _last_word(paths, service_id)
+
+
+def _last_word(paths: Paths, service_id: str) -> Truth | None:
     state = supervision.read_state(paths, service_id)
     if state.get("phase") == "running":
         # The service has just ended and its supervisor is about to say how.
@@ -66,6 +71,9 @@ def truth(paths: Paths, service_id: str) -> Truth | None:
     match state.get("phase"):
         case "ended":
             ended = Ended(state.get("exit_code"), state.get("exit_signal"))
+            if paths.stopping(service_id).exists():
+                reason = f"It was being stopped when the worker died ({describe(ended)})."
+                return Truth(ServiceState.STOPPED, None, None, *ended, reason=reason)
             return Truth(ServiceState.EXITED, None, None, *ended, reason=_how(state, ended))
         case "running" | "starting" | "restoring" if not Process(*state["runmh"]).alive():
             if not state.get("init"):
@@ -99,8 +107,13 @@ def worker_lives(worker: str) -> bool:
     return pid.isdigit() and start.isdigit() and Process(int(pid), int(start)).alive()
 
 
-def settle_lost_jobs(paths: Paths, node: str) -> int:
+def settle_lost_jobs(paths: Paths, node: str, overdue: Callable[[str], bool] = lambda _job_id: False) -> int:
     """End the jobs whose worker died, by what lies on the disk; none is blindly run again.
+
+    Args:
+        paths: the node's folders.
+        node: its name.
+        overdue: whether a CRIU that still works for this job has had its time, and is killed.
 
     Returns:
         How many were ended.
@@ -114,6 +127,8 @@ def settle_lost_jobs(paths: Paths, node: str) -> int:
             if alone:
                 _settle(paths, job)
                 ended += 1
+            elif overdue(job.pk):
+                criu.kill_holder(paths.job_lock(job.service_ref))
     return ended
 
 
@@ -175,7 +190,7 @@ def _truth_after_loss(paths: Paths, job: Job, *, dumped: bool) -> Truth | None:
             case JobKind.DUMP:
                 running = supervision.running(paths, service_id)
                 if running is not None:
-                    mend(running.init, criu.run_id(paths.runtime(service_id) / "criu" / "dump.log"))
+                    mending.mend(running.init, criu.run_id(paths.runtime(service_id) / "criu" / "dump.log"))
             case JobKind.RESTORE | JobKind.START | JobKind.RESTART:
                 connections.service_runs(paths, service_id, job.image_id)
         return found
@@ -183,7 +198,10 @@ def _truth_after_loss(paths: Paths, job: Job, *, dumped: bool) -> Truth | None:
         connections.service_left(paths, service_id, job.image_id)
         found = Truth(ServiceState.DUMPED)
     elif job.kind == JobKind.RESTORE:
+        mending.remove_scratch(paths.runtime(service_id) / "criu" / "restore.log")
         found = None
+    elif found is None and job.kind in _ENDING and has_process(ServiceState(job.service_state_before)):
+        return Truth(ServiceState.STOPPED, reason="The worker died when it had just been stopped.")
     else:
         return found
     # What the supervisor said last is not what became of the service.

@@ -17,7 +17,7 @@ from typing import Any
 
 import pycriu.rpc_pb2 as rpc
 
-from worker import connections, criu, files, manifest, supervision, warm
+from worker import connections, criu, files, manifest, mending, supervision, warm
 from worker.errors import JobFailed
 from worker.explaining import explained
 from worker.process import Process
@@ -86,6 +86,7 @@ def restore(
         supervision.give_up(tools.paths, service_id)
         with contextlib.suppress(JobFailed):  # what is raised already says more
             supervisor.settle(tools.timeout)
+        mending.remove_scratch(work / "restore.log")
         if isinstance(error, JobFailed):
             error.message += _what_is_left(tools, service_id, image_id)
         raise

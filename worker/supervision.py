@@ -124,6 +124,8 @@ def begin(
         descriptors: what it inherits, by the names of the options that tell it their numbers.
         options: more words of its command line.
     """
+    if action != "adopt":
+        paths.stopping(service_id).unlink(missing_ok=True)
     listen, ready = os.pipe2(os.O_CLOEXEC)
     words = {
         "state-dir": str(paths.state_dir),

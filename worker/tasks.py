@@ -24,7 +24,7 @@ from services.problems import Problem
 from services.states import JobKind, JobState, ServiceState
 from services.writing import Steps, surely
 from worker import agent as agent  # noqa: PLC0414 - its import adds the agent to the worker that runs this
-from worker import commands, host, inspecting, policy, reconcile, spares, warm
+from worker import commands, descriptors, host, inspecting, policy, reconcile, spares, warm
 from worker.engine import Engine
 from worker.errors import JobFailed, describe
 from worker.image_files import Unreadable
@@ -80,6 +80,7 @@ def engine(step: Callable[[str], None]) -> Engine:
 @worker_process_init.connect
 def get_ready(**_: Any) -> None:
     """Do once in each process of the worker what its first job would have to wait for."""
+    descriptors.allow_as_before()
     _warm(os.getpid())
     spares.keep_one()
 

@@ -1,0 +1,162 @@
+"""What a CRIU or a worker leaves that is killed or stopped at its work: nothing that harms a service.
+
+CRIU is stopped at a moment that its own log shows, so that it dies there and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.isolation import FOLDER
+from tests.servers import Connection, Redis, connected, started
+from tests.stack import Answer, Stack, eventually
+from worker import orphans, process
+
+PATIENCE = 2
+"""Seconds that CRIU may be silent on this node."""
+
+
+@pytest.fixture(scope="module")
+def hasty_node() -> Iterator[Stack]:
+    """A node that has little patience with CRIU."""
+    orphans.adopt()
+    folder = FOLDER / "hasty-node"
+    folder.mkdir(mode=0o755)
+    made = Stack(folder)
+    made.environment["MIEHISTO_JOB_TIMEOUT"] = str(PATIENCE)
+    made.start()
+    yield made
+    made.clear()
+    made.stop()
+    orphans.reap()
+
+
+@pytest.fixture
+def hasty(hasty_node: Stack) -> Iterator[Stack]:
+    """That node with nothing on it."""
+    yield hasty_node
+    hasty_node.clear()
+
+
+@pytest.fixture
+def client(hasty: Stack, folder: Path) -> Iterator[tuple[str, Connection]]:
+    """A Redis, its id, and a client that is connected to it all the while."""
+    server = Redis(folder)
+    service = started(hasty, server)
+    with connected(server.port) as connection:
+        assert connection.ask("SET told nobody") == "+OK"
+        yield service, connection
+
+
+def criu_of(node: Stack) -> process.Process | None:
+    """Return the CRIU that works on this node now, with its request."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (folder / "comm").read_text() == "criu\n" and any(
+                str(link.readlink()).startswith(f"{node.folder}/run/services/")
+                and link.readlink().name == "job.lock"
+                for link in (folder / "fd").iterdir()
+            ):
+                return process.Process.of(int(folder.name))
+        except OSError:
+            continue
+    return None
+
+
+def stopped_at(node: Stack, service: str, log: str, words: str) -> process.Process:
+    """Stop CRIU (SIGSTOP) as soon as its log holds these words, and return it."""
+    path = node.folder / f"run/services/{service}/criu/{log}"
+    found = eventually(lambda: criu_of(node))
+    assert found
+    # Without a pause: such a moment is short.
+    while found.alive():
+        if path.exists() and words in path.read_text(errors="replace"):
+            found.signal(signal.SIGSTOP)
+            break
+    assert found.alive(), f"CRIU did not come to {words!r}"
+    return found
+
+
+def tables() -> set[str]:
+    """Return the firewall tables of this host."""
+    shown = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True)
+    return set(shown.stdout.splitlines())
+
+
+def in_namespaces() -> set[str]:
+    """Return the command lines of all that runs in a PID namespace of its own."""
+    here = os.stat("/proc/self/ns/pid").st_ino
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (folder / "ns/pid").stat().st_ino != here:
+                found.add((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
+
+
+def in_background(work: Callable[[], Answer]) -> Future[Answer]:
+    """Begin a command and return its answer to come."""
+    pool = ThreadPoolExecutor(max_workers=1)
+    answer = pool.submit(work)
+    pool.shutdown(wait=False)
+    return answer
+
+
+@pytest.mark.parametrize("hangs", [False, True], ids=["killed", "hanging"])
+def test_a_dump_that_is_broken_off_leaves_the_service_with_its_clients(
+    hasty: Stack, client: tuple[str, Connection], hangs: bool
+) -> None:
+    """A CRIU that says nothing any more is killed after MIEHISTO_JOB_TIMEOUT."""
+    service, connection = client
+    before, pid = tables(), hasty.show("service", service)["pid"]
+    answer = in_background(lambda: hasty.mhctl("service", "dump", service, check=False))
+    criu = stopped_at(hasty, service, "dump.log", "Running post-dump scripts")
+    if not hangs:
+        criu.signal(signal.SIGKILL)
+    done = answer.result(60)
+
+    assert done.code == 1
+    assert ("did not answer" if hangs else "Look at CRIU's log") in done.err
+    assert not criu.alive()
+    shown = hasty.show("service", service)
+    assert (shown["status"], shown["pid"]) == ("running", pid)
+    assert connection.ask("GET told", lines=2) == "nobody"
+    assert tables() == before
+    assert list((hasty.folder / "state/images").iterdir()) == []
+
+
+@pytest.mark.parametrize("hangs", [False, True], ids=["killed", "hanging"])
+def test_a_restore_that_is_broken_off_leaves_nothing_but_the_image(
+    hasty: Stack, client: tuple[str, Connection], hangs: bool
+) -> None:
+    """And its clients go on waiting: the next restore answers them."""
+    service, connection = client
+    image = hasty.dump(service)
+    others = in_namespaces()
+    held, mounts = tables(), Path("/proc/self/mountinfo").read_text()
+    connection.send("GET told")
+    answer = in_background(lambda: hasty.mhctl("service", "restore", "--from", image, check=False))
+    criu = stopped_at(hasty, service, "restore.log", "Running setup-namespaces scripts")
+    if not hangs:
+        criu.signal(signal.SIGKILL)
+    done = answer.result(60)
+
+    assert done.code == 1
+    assert "its clients' connections are still held for the image" in done.err
+    assert "mhctl service start" in done.err
+    assert hasty.show("service", service)["status"] == "dumped"
+    assert in_namespaces() == others
+    assert (tables(), Path("/proc/self/mountinfo").read_text()) == (held, mounts)
+    hasty.mhctl("image", "verify", image)
+
+    hasty.restore(image)
+    assert connection.answer() == "$6"
+    assert connection.answer() == "nobody"
