@@ -10,11 +10,12 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonRespons
 from ninja import Router, Schema
 from pydantic import Field
 
-from images import archives, operations
+from images import archives, operations, retrying
 from images.models import Image
 from images.presenting import image_object
 from services.answers import JOB_RESPONSES, job_answer, source_of, wait_parameter
 from services.authentication import caller
+from services.lookup import find_job
 from services.models import Job, Node
 from services.schemas import ErrorAnswer, Input, Nothing, Rename
 from services.threads import in_thread
@@ -73,9 +74,18 @@ class ArchivesAnswer(Schema):
 
 
 class RestoreOptions(Input):
-    """accept_changed_files: also if files on the disk are not what the memory in the image believes."""
+    """accept_changed_files: also if files on the disk are not what the memory in the image believes.
+    tcp_close: drop the image's open TCP connections instead of taking them up.
+    """
 
     accept_changed_files: bool = False
+    tcp_close: bool = False
+
+
+class RetryOptions(Input):
+    """options: those of the new job besides the old one's; what may stand in it depends on the job's kind."""
+
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 RESPONSES: dict[Any, Any] = {200: ImageAnswer, (404, 409, 422): ErrorAnswer}
@@ -122,9 +132,21 @@ async def restore_image(
 
     The job fails with the code files_changed when files on the disk have moved on since.
     """
-    options = body or RestoreOptions()
-    operation = partial(operations.request_restore, accept_changed_files=options.accept_changed_files)
-    return await _job(request, operation, reference, wait)
+    options = body.dict(exclude_unset=True) if body else {}
+    return await _job(request, partial(operations.request_restore, **options), reference, wait)
+
+
+@router.post("/jobs/{reference}/retry", response=JOB_RESPONSES, tags=["jobs"])
+async def retry_job(
+    request: HttpRequest, reference: str, body: RetryOptions | None = None, wait: float = wait_parameter()
+) -> HttpResponseBase:
+    """Ask again for what a job failed to do; with options of one of its error's actions, or others."""
+    actor, source = caller(request), source_of(request)
+    options = body.options if body else {}
+    job = await in_thread(
+        lambda: retrying.request_retry(find_job(reference), actor=actor, source=source, options=options)
+    )
+    return await job_answer(request, job, wait)
 
 
 @router.post("/images/{reference}/verify", response=JOB_RESPONSES)

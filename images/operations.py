@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from images import origins
 from images.models import Image, ImageState
-from services import validation
+from services import criu_options, validation
 from services.actors import Actor, require_account, require_admin, require_operator
 from services.auditing import record_audit
 from services.models import Job, Node, Service
@@ -18,15 +18,16 @@ from services.references import not_found
 from services.states import JobKind, ServiceState
 
 
-def request_restore(image: Image, *, actor: Actor, source: str, accept_changed_files: bool = False) -> Job:
+def request_restore(image: Image, *, actor: Actor, source: str, **options: Any) -> Job:
     """Ask to bring the service of an image back to where it was, also one that was deleted since.
 
-    accept_changed_files: also if files on the disk are not what its memory believes; else the job fails then.
+    options: accept_changed_files (also if files on the disk are not what its memory believes; else the job
+    fails then) and tcp_close, see services/criu_options.py.
     One that was imported is for those who have the right (images.restore_foreign).
     Raises Problem service_running, job_active, image_in_use, service_differs, service_not_found (deleted, and
     the image's row doesn't say what it was).
     """
-    accepted = validation.flag(accept_changed_files, "accept_changed_files")
+    asked = criu_options.checked(JobKind.RESTORE, {"accept_changed_files": False, **options})
     require_operator(actor)
     with transaction.atomic():
         current = _locked(image)
@@ -46,7 +47,7 @@ def request_restore(image: Image, *, actor: Actor, source: str, accept_changed_f
             node=current.node,
             service=service,
             image_id=current.pk,
-            options={"accept_changed_files": accepted},
+            options=asked,
             actor=actor,
             source=source,
         )

@@ -84,8 +84,9 @@ WAITING = (NO_WAIT, TIMEOUT)
 GRACE = Option("--grace", "SECONDS", "time between SIGTERM and SIGKILL", number=True)
 
 PID = Option("-t --pid", "PID", "the service with this process")
+TCP_CLOSE = Option("--tcp-close", "", "drop open TCP connections instead of keeping them")
 DUMPING = (
-    Option("--tcp-close", "", "drop open TCP connections instead of keeping them"),
+    TCP_CLOSE,
     Option("--tcp-skip-in-flight", "", "leave out connections that were not accepted yet"),
     Option("--ghost-limit", "BYTES", "take deleted open files up to this size", number=True),
     Option("--force-irmap", "DIR", "search this folder for files that are watched", many=True),
@@ -151,6 +152,7 @@ NOUNS: dict[str, list[Verb]] = {
             "restore a service from an image; prints the image's id",
             Option("--from", "IMAGE", "the image", required=True),
             Option("--accept-changed-files", "", "even if files on the disk have moved on since the dump"),
+            TCP_CLOSE,
             *WAITING,
         ),
         Verb("stop", "SERVICE", "stop a service", GRACE, *WAITING),
@@ -217,6 +219,14 @@ NOUNS: dict[str, list[Verb]] = {
         Verb("show", "JOB", "everything about a job"),
         Verb("wait", "JOB", "wait until a job has ended", TIMEOUT),
         Verb("cancel", "JOB", "cancel a job that has not begun"),
+        Verb(
+            "retry",
+            "JOB",
+            "ask again for what a job failed to do; prints the new job's id",
+            Option("-o --option", "NAME=VALUE", "an option of the new job, tcp_close=true", many=True),
+            *WAITING,
+        ),
+        Verb("log", "JOB", "the end of CRIU's log of a job that failed"),
     ],
     "check": [Verb("", "", "is this host able, and what is missing", *WAITING)],
 }

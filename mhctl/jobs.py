@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 from mhctl.client import Client, segment
-from mhctl.errors import MhctlError
+from mhctl.errors import MhctlError, UsageError
 from mhctl.text import command_line, fields, moment, plain, put, put_json, table, value
 
 TYPE_CHECKING = False
@@ -127,6 +129,46 @@ def show_job(parsed: Parsed) -> None:
         put("".join(f"    {plain(str(line))}\n" for line in error.get("lines") or []))
         if error.get("remedy"):
             put(f"remedy: {plain(str(error['remedy']))}\n")
+        for action in error.get("actions") or []:
+            put(f"  {plain(str(action['label']))}: {_command_of(action, job)}\n")
+
+
+def _command_of(action: Json, job: Json) -> str:
+    """The command that does what an action of an error says."""
+    options = "".join(f" -o {name}={json.dumps(each)}" for name, each in action["options"].items())
+    commands = {
+        "retry": f"mhctl job retry {job['object_id']}{options}",
+        "start": f"mhctl service start {job.get('service')}",
+        "verify": f"mhctl image verify {job.get('image')}",
+        "check": f"mhctl service check {job.get('service')}",
+        "check_host": "mhctl check",
+        "prune": "mhctl image list",
+    }
+    return commands.get(str(action["action"]), str(action["action"]))
+
+
+def retry_job(parsed: Parsed) -> None:
+    """`mhctl job retry`."""
+    options = {}
+    for pair in parsed.options["option"]:
+        name, equals, text = pair.partition("=")
+        if not name or not equals:
+            raise UsageError(f"The option -o needs NAME=VALUE, not {pair!r}.")
+        try:
+            options[name] = json.loads(text)
+        except ValueError:
+            options[name] = text
+    path = f"jobs/{segment('job', parsed.operands[0])}/retry"
+    make_job(parsed, "POST", path, body={"options": options}, result=lambda job: str(job.get("object_id")))
+
+
+def show_log(parsed: Parsed) -> None:
+    """`mhctl job log`: CRIU's lines, those of errors marked."""
+    found = client_of(parsed).call("GET", f"jobs/{segment('job', parsed.operands[0])}/log")
+    if parsed.options["json"]:
+        put_json(found)
+        return
+    put("".join(f"{'!' if line['error'] else ' '} {plain(line['text'])}\n" for line in found["lines"]))
 
 
 def _event_text(event: Json) -> str:
@@ -224,5 +266,7 @@ VERBS: dict[str, Callable[[Parsed], None]] = {
     "show": show_job,
     "wait": wait_for_job,
     "cancel": cancel_job,
+    "retry": retry_job,
+    "log": show_log,
     "": check,
 }

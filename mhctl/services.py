@@ -171,7 +171,10 @@ def restore(parsed: Parsed) -> None:
         parsed,
         "POST",
         f"images/{segment('image', image)}/restore",
-        body=given(accept_changed_files=parsed.options["accept_changed_files"]),
+        body=given(
+            accept_changed_files=parsed.options["accept_changed_files"],
+            tcp_close=parsed.options["tcp_close"],
+        ),
         result=lambda job: str(job.get("image")),
     )
 

@@ -15,13 +15,14 @@ from services.answers import JOB_RESPONSES, job_answer, source_of, wait_paramete
 from services.authentication import caller
 from services.lookup import find_job, find_service
 from services.models import Job, Node, Service
-from services.presenting import job_object, node_object, service_object
+from services.presenting import job_object, log_object, node_object, service_object
 from services.problems import bad_input
 from services.schemas import (
     CheckedCommand,
     DumpOptions,
     ErrorAnswer,
     JobAnswer,
+    LogAnswer,
     NewService,
     NodeAnswer,
     Nothing,
@@ -249,6 +250,12 @@ async def cancel_job(request: HttpRequest, reference: str, body: Nothing | None 
         return job_object(waiting.load(job.pk))
 
     return JsonResponse(await in_thread(change))
+
+
+@router.get("/jobs/{reference}/log", response={200: LogAnswer, **ERRORS}, tags=["jobs"])
+async def job_log(request: HttpRequest, reference: str) -> HttpResponse:
+    """Show the end of CRIU's log of a job that failed; without lines if it has none."""
+    return JsonResponse(await in_thread(lambda: log_object(find_job(reference))))
 
 
 @router.post("/check", response=JOB_RESPONSES, tags=["nodes"])

@@ -65,6 +65,11 @@ OPTIONS: Mapping[str, Option] = {
         _DUMP | {JobKind.RESTORE},
         "Open TCP connections are dropped instead of kept; clients must connect again.",
     ),
+    "accept_changed_files": Option(
+        validation.flag,
+        frozenset({JobKind.RESTORE}),
+        "It is restored even if files on the disk are not what its memory believes.",
+    ),
     "tcp_skip_in_flight": Option(
         validation.flag, _DUMP, "Connections that the service has not accepted yet are left out of the image."
     ),
@@ -81,7 +86,7 @@ OPTIONS: Mapping[str, Option] = {
 
 
 def checked(kind: JobKind, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a job that say something, each with a usable value.
+    """Return the options of a job, each with a usable value.
 
     Raises Problem bad_input for an option that this kind of job does not have, or a bad value.
     """
@@ -95,6 +100,5 @@ def checked(kind: JobKind, options: Mapping[str, Any]) -> dict[str, Any]:
                 field=name[:80],
             )
         usable = option.check(value, name)
-        if usable or name == "leave_running":
-            found[name] = usable
+        found[name] = usable
     return found

@@ -154,6 +154,9 @@ class Job(models.Model):
     error_message = models.TextField(blank=True, default="")
     error_remedy = models.TextField(blank=True, default="")
     error_lines = models.JSONField(blank=True, default=list)
+    error_actions = models.JSONField(blank=True, default=list)
+    # The id of the job that this one tries again.
+    retry_of = models.CharField(max_length=32, blank=True, default="")
     traceback = models.TextField(blank=True, default="")
     result = models.JSONField(blank=True, default=dict)
     statistics = models.JSONField(blank=True, default=dict)
@@ -208,6 +211,7 @@ class Job(models.Model):
             "message": self.error_message,
             "remedy": self.error_remedy,
             "lines": self.error_lines,
+            "actions": self.error_actions,
         }
 
 
@@ -225,6 +229,16 @@ class JobEvent(models.Model):
 
     def __str__(self) -> str:
         return f"{self.status} {self.step}".rstrip()
+
+
+class JobLog(models.Model):
+    """The end of CRIU's log of a job that failed. It is apart from the job, for lists need not carry it."""
+
+    job = models.OneToOneField(Job, on_delete=models.CASCADE, primary_key=True, related_name="log")
+    text = models.TextField()
+
+    def __str__(self) -> str:
+        return f"log of {self.job_id}"
 
 
 class ServiceEvent(models.Model):

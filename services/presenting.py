@@ -6,7 +6,7 @@ from typing import Any
 
 from django.urls import reverse
 
-from services.models import Job, JobEvent, Node, Service
+from services.models import Job, JobEvent, JobLog, Node, Service
 from services.states import JobState
 
 NOT_SENT = "The queue is down: the job waits and is sent as soon as it is up again."
@@ -71,6 +71,7 @@ def job_object(job: Job, events: Iterable[JobEvent] | None = None) -> dict[str, 
         "service": job.service_ref or None,
         "service_name": job.service.name if job.service else "",
         "image": job.image_id or None,
+        "retry_of": job.retry_of or None,
         "node": job.node.name,
         "status": job.status,
         "step": job.step,
@@ -89,3 +90,10 @@ def job_object(job: Job, events: Iterable[JobEvent] | None = None) -> dict[str, 
     if job.status == JobState.QUEUED and job.sent_at is None:
         answer["warning"] = NOT_SENT
     return answer
+
+
+def log_object(job: Job) -> dict[str, Any]:
+    """The end of CRIU's log of a job, each line with whether it tells of an error."""
+    kept = JobLog.objects.filter(job=job).first()
+    lines = kept.text.splitlines() if kept else []
+    return {"object_id": job.pk, "lines": [{"text": line, "error": "Error" in line} for line in lines]}

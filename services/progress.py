@@ -13,7 +13,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from services import bell
-from services.models import Job, JobEvent, Node, Service, ServiceEvent
+from services.models import Job, JobEvent, JobLog, Node, Service, ServiceEvent
 from services.states import (
     KINDS,
     TRANSIENT,
@@ -155,11 +155,14 @@ def fail(
     remedy: str,
     lines: list[str],
     service_state: ServiceState | None,
+    actions: list[dict[str, Any]] | None = None,
+    log_text: str = "",
     **seen: Unpack[Seen],
 ) -> None:
     """End a job that failed in an expected way.
 
     code, message, remedy: for people and programs. lines: CRIU's or the service's own words.
+    actions: remedies that can be pressed, each with action, label and options. log_text: the end of CRIU's.
     service_state: what is true now; None means the state before the job.
     """
     fields = {
@@ -167,8 +170,12 @@ def fail(
         "error_message": message,
         "error_remedy": remedy,
         "error_lines": lines,
+        "error_actions": actions or [],
     }
-    _end(job, JobState.FAILED, fields, _settle_as(job, service_state, seen), text=message)
+    with transaction.atomic():
+        if log_text:
+            JobLog.objects.update_or_create(job=job, defaults={"text": log_text})
+        _end(job, JobState.FAILED, fields, _settle_as(job, service_state, seen), text=message)
 
 
 def error(job: Job, traceback: str, service_state: ServiceState | None = None) -> None:

@@ -145,11 +145,34 @@ class EventAnswer(Schema):
     text: str
 
 
+class JobAction(Schema):
+    """A remedy that can be asked for: retry (POST jobs/ID/retry with these options), start, verify, check,
+    check_host, or prune (look what the pool holds). label: what its button says.
+    """
+
+    action: str
+    label: str
+    options: dict[str, Any]
+
+
 class JobError(Schema):
     code: str
     message: str
     remedy: str
     lines: list[str]
+    actions: list[JobAction]
+
+
+class LogLine(Schema):
+    text: str
+    error: bool
+
+
+class LogAnswer(Schema):
+    """The end of CRIU's log of a job that failed; error marks the lines that tell of one."""
+
+    object_id: str
+    lines: list[LogLine]
 
 
 class JobAnswer(Schema):
@@ -160,6 +183,7 @@ class JobAnswer(Schema):
     service: str | None
     service_name: str
     image: str | None
+    retry_of: str | None
     node: str
     status: str
     step: str

@@ -87,7 +87,9 @@ class Node:
         """A service that has all these things, for the time of a `with`."""
         service = uuid.uuid4().hex
         command = ["/usr/bin/python3", str(PROGRAMS / "constructs.py"), str(folder), *names]
-        running = self.engine.start(service, {"argv": command, "user": "", "group": "", "cwd": "/"})
+        # Some of the things are made only by who has capabilities that services mostly lack.
+        spec = {"argv": command, "privileges": {"cap_add": ["ALL"], "new_privileges": True}}
+        running = self.engine.start(service, spec)
         log = self.paths.log(service)
         try:
             assert eventually(lambda: "ready" in log.read_text().splitlines()), log.read_text()

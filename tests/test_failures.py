@@ -4,10 +4,14 @@
 
 from __future__ import annotations
 
+import re
 import string
+from pathlib import Path
 
 import pytest
 
+from services.criu_options import OPTIONS
+from worker import remedies
 from worker.failures import TABLE, Row, When, explain
 
 # When, code, and a line as the log holds it. Each row of the table is met by at least one.
@@ -253,3 +257,46 @@ def test_of_two_lines_for_one_row_the_first_is_quoted() -> None:
 
     assert explanation is not None
     assert explanation.line == lines[0]
+
+
+# What can be pressed after a failure, and with which options.
+@pytest.mark.parametrize(
+    ("when", "line", "options"),
+    [
+        (
+            "dump",
+            "Error (criu/sk-inet.c:186): inet: In-flight connection (l) for 1d1b",
+            {"tcp_skip_in_flight": True},
+        ),
+        (
+            "restore",
+            "Error (soccr/soccr.c:556): Can't connect inet socket back: Network is unreachable",
+            {"tcp_close": True},
+        ),
+        ("dump", "Error (criu/cr-dump.c:1784): Timeout reached. Try to interrupt: 0", {"freeze_timeout": 60}),
+        (
+            "dump",
+            "Error (criu/files-reg.c:1031): Can't dump ghost file /srv/gone.bin of 3002368 size, increase limit",
+            {"ghost_limit": 3 << 20},
+        ),
+    ],
+)
+def test_a_remedy_that_is_an_option_can_be_pressed(when: When, line: str, options: dict[str, object]) -> None:
+    explanation = explain(when, [line])
+    assert explanation
+    offered = remedies.actions(explanation.code, explanation.words)
+    assert options in [each["options"] for each in offered if each["action"] == "retry"]
+    assert set(options) <= set(OPTIONS)
+    # A sentence names the option, too, for who has no button.
+    assert f"option {next(iter(options))}" in explanation.remedy
+
+
+def test_every_code_that_offers_something_can_occur() -> None:
+    said = "\n".join(path.read_text() for path in sorted(Path(remedies.__file__).parent.rglob("*.py")))
+    known = set(re.findall(r'"([a-z_]+)"', said.replace(Path(remedies.__file__).read_text(), "")))
+    assert set(remedies.ACTIONS) <= known
+    assert {each["action"] for row in remedies.ACTIONS.values() for each in row} == {
+        *("retry", "start", "verify", "check", "check_host", "prune"),
+    }
+    assert remedies.actions("no such code") == []
+    assert [each["action"] for each in remedies.actions("restore_failed", restoring=True)] == ["start"]

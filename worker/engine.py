@@ -203,11 +203,14 @@ class Engine:
                 self.tools, service_id, image_id, running, account, leave_running, lock, options or {}
             ).run()
 
-    def restore(self, service_id: str, image_id: str, *, accept_changed_files: bool = False) -> Running:
+    def restore(
+        self, service_id: str, image_id: str, *, accept_changed_files: bool = False, tcp_close: bool = False
+    ) -> Running:
         """Restore a service from an image.
 
         Args:
             accept_changed_files: also if files on the disk have moved on since.
+            tcp_close: drop the image's connections instead of taking them up.
 
         Raises:
             JobFailed: it was not restored; nothing of it runs, and the image is as good as before.
@@ -228,6 +231,7 @@ class Engine:
                         facts,
                         lock,
                         accept_changed_files=accept_changed_files,
+                        tcp_close=tcp_close,
                     )
                 except BaseException:
                     # The service is what it was before; a last word that says "failed" would make it another.

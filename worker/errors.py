@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class JobFailed(Exception):
@@ -13,14 +13,23 @@ class JobFailed(Exception):
         message: one sentence that says what is wrong.
         remedy: one sentence that says what to do about it; may be empty.
         lines: the words of CRIU or of the service itself, quoted under the message.
+        words: what of them a remedy that can be pressed may need (remedies.py).
     """
 
-    def __init__(self, code: str, message: str, remedy: str = "", lines: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        remedy: str = "",
+        lines: Sequence[str] = (),
+        words: Mapping[str, str | None] | None = None,
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.remedy = remedy
         self.lines = list(lines)
+        self.words = dict(words or {})
 
 
 def describe(error: OSError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +33,34 @@ def explained(
     message = explanation.cause
     if explanation.code == "port_in_use":
         message += _holders(image)
-    return JobFailed(explanation.code, message, explanation.remedy, lines)
+    if explanation.code == "pool_full":
+        message += _room(image.parent)
+    return JobFailed(explanation.code, message, explanation.remedy, lines, explanation.words)
+
+
+def tail(log: Path, most: int = 64 << 10) -> str:
+    """Return the end of a log, whole lines, at most so many bytes; empty if there is none."""
+    try:
+        with log.open("rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - most)
+            file.seek(start)
+            text = file.read(most)
+    except OSError:
+        return ""
+    if start:
+        text = text.partition(b"\n")[2]
+    # A database's text has no NUL.
+    return text.decode("utf-8", "replace").replace("\0", "")
+
+
+def _room(pool: Path) -> str:
+    """Return what the pool has left, as a sentence to add."""
+    try:
+        free = os.statvfs(pool)
+    except OSError:
+        return ""
+    files = f" and room for {free.f_favail} files" if free.f_files else ""
+    return f" {pool} has {free.f_bavail * free.f_frsize >> 20} MiB{files} left."
 
 
 def _holders(image: Path) -> str:

@@ -19,6 +19,7 @@ class Explanation(NamedTuple):
     cause: str
     remedy: str
     line: str
+    words: dict[str, str | None] = {}  # noqa: RUF012 - never changed
 
 
 class Row(NamedTuple):
@@ -49,7 +50,9 @@ def explain(when: When, lines: Sequence[str]) -> Explanation | None:
         for line in telling:
             if match := row.pattern.search(line):
                 words = match.groupdict()
-                return Explanation(row.code, row.cause.format(**words), row.remedy.format(**words), line)
+                return Explanation(
+                    row.code, row.cause.format(**words), row.remedy.format(**words), line, words
+                )
     return None
 
 
@@ -120,7 +123,8 @@ TABLE: tuple[Row, ...] = (
         r"Timeout reached\. Try to interrupt|Unable to freeze cgroup|Unseizable non-zombie \d+ .*state D",
         "freeze_timeout",  # #423
         "A process of the service did not freeze in time; as a rule it waits for a disk.",
-        "Find the process in state D (ps -eo pid,stat,wchan,args), mend what it waits for, then dump again.",
+        "Find the process in state D (ps -eo pid,stat,wchan,args), mend what it waits for, then dump again;"
+        " or give it more time (option freeze_timeout).",
     ),
     _row(
         None,
@@ -218,14 +222,16 @@ TABLE: tuple[Row, ...] = (
         r"Can't dump that handle",  # #2854
         "inotify_handle",
         "The service watches a file (inotify) that CRIU cannot find again, as on overlayfs.",
-        "Let the application watch files on another file system, or switch its watching off.",
+        "Let the application watch files on another file system, switch its watching off, or name the"
+        " folders in which CRIU shall search for them (option force_irmap).",
     ),
     _row(
         "dump",
         r"Can't dump ghost file /?(?P<file>.+) of (?P<size>\d+) size",  # #491; seen
         "deleted_file_too_large",
         "The service holds a deleted file open, /{file}; with {size} bytes it is too large for an image.",
-        "Let the service close it (reopening its logs or restarting does), then dump again.",
+        "Let the service close it (reopening its logs or restarting does), or raise the limit (option"
+        " ghost_limit), then dump again.",
     ),
     _row(
         "dump",
@@ -253,7 +259,7 @@ TABLE: tuple[Row, ...] = (
         r"In-flight connection \(l\)|In-flight connections can be ignored",
         "tcp_in_flight",
         "A client was just connecting to the service.",
-        "Dump again; if it is always so busy, take it out of the load balancer first.",
+        "Dump again; if it is always so busy, leave such connections out (option tcp_skip_in_flight).",
     ),
     _row(
         None,
@@ -436,7 +442,7 @@ TABLE: tuple[Row, ...] = (
         r"Can't connect inet socket back: (?P<reason>.+)",  # #457
         "connection_lost",
         "A TCP connection of the service cannot be taken up again: {reason}.",
-        "Bring its address and route back; or tell CRIU to drop open connections (tcp-close).",
+        "Bring its address and route back; or drop the open connections (option tcp_close).",
     ),
     _row(
         "restore",

@@ -231,7 +231,8 @@ def _account(user: str, group: str) -> Account:
     try:
         return Account(user, group)
     except Refused as refusal:
-        raise JobFailed(**refusal.report) from None
+        report = refusal.report
+        raise JobFailed(report["code"], report["message"], report["remedy"]) from None
 
 
 def in_force(environ: Mapping[str, str] = os.environ) -> Policy:

@@ -34,6 +34,7 @@ def restore(
     lock: int,
     *,
     accept_changed_files: bool = False,
+    tcp_close: bool = False,
 ) -> Running:
     """Restore a service from a sound image.
 
@@ -41,11 +42,14 @@ def restore(
         facts: the image's manifest.
         lock: the descriptor of the lock that CRIU holds as long as it works.
         accept_changed_files: restore also where files on the disk are not what the memory believes.
+        tcp_close: drop the image's connections, as if it had been dumped so.
 
     Raises:
         JobFailed: nothing of it runs, and the image is as good as before.
     """
     criu.require(tools.criu)
+    if tcp_close:
+        facts = {**facts, "options": {"tcp_close": True}}
     image = tools.paths.image(image_id)
     work = tools.work_folder(service_id)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

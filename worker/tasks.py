@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import traceback
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from celery import shared_task
@@ -24,9 +26,20 @@ from services.problems import Problem
 from services.states import JobKind, JobState, ServiceState
 from services.writing import Steps, surely
 from worker import agent as agent  # noqa: PLC0414 - its import adds the agent to the worker that runs this
-from worker import commands, descriptors, host, inspecting, policy, reconcile, spares, warm
+from worker import (
+    commands,
+    descriptors,
+    host,
+    inspecting,
+    policy,
+    reconcile,
+    remedies,
+    spares,
+    warm,
+)
 from worker.engine import Engine
 from worker.errors import JobFailed, describe
+from worker.explaining import tail
 from worker.image_files import Unreadable
 from worker.paths import IS_ID, Paths
 from worker.reconcile import Truth
@@ -115,12 +128,10 @@ def _run(job_id: str) -> None:
         _fail(job, failure)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            _fail(
-                job,
-                JobFailed(
-                    "pool_full", f"The disk is full: {describe(error)}.", "Make room (df -h), then try again."
-                ),
-            )
+            pool = paths().images
+            message = f"The disk is full: {describe(error)}."
+            remedy = f"Make room where it is (df -h; the image pool is {pool}), then try again."
+            _fail(job, JobFailed("pool_full", message, remedy))
         else:
             _error(job)
     except Exception:
@@ -142,6 +153,8 @@ def _fail(job: Job, failure: JobFailed) -> None:
     found = _truth_after_failure(job)
     if found and found.state is ServiceState.EXITED and job.kind == JobKind.DUMP:
         found = found._replace(reason=failure.message)
+    log_file = {JobKind.DUMP: "dump.log", JobKind.RESTORE: "restore.log"}.get(JobKind(job.kind))
+    said = _said_since(job, paths().runtime(job.service_ref) / "criu" / log_file) if log_file else ""
     surely(
         lambda: operations.fail(
             job,
@@ -149,10 +162,20 @@ def _fail(job: Job, failure: JobFailed) -> None:
             message=failure.message,
             remedy=failure.remedy,
             lines=failure.lines,
+            actions=remedies.actions(failure.code, failure.words, restoring=job.kind == JobKind.RESTORE),
+            log_text=said,
             service_state=found.state if found else None,
             **(found.extras() if found else {}),
         )
     )
+
+
+def _said_since(job: Job, log_file: Path) -> str:
+    """Return the end of CRIU's log, if it was written by this job."""
+    with contextlib.suppress(OSError):
+        if job.started_at and log_file.stat().st_mtime >= job.started_at.timestamp():
+            return tail(log_file)
+    return ""
 
 
 def _error(job: Job) -> None:
@@ -228,7 +251,12 @@ def _dump(job: Job, engine: Engine) -> Outcome:
 def _restore(job: Job, engine: Engine) -> Outcome:
     engine.take_back(job.service_ref, engine.permitted(_spec(job)))
     accepted = bool(job.options.get("accept_changed_files"))
-    running = engine.restore(job.service_ref, job.image_id, accept_changed_files=accepted)
+    running = engine.restore(
+        job.service_ref,
+        job.image_id,
+        accept_changed_files=accepted,
+        tcp_close=bool(job.options.get("tcp_close")),
+    )
     return Outcome(
         _alive(running), {"image": job.image_id, "service": job.service_ref, "pid": running.shown_pid}
     )
@@ -330,8 +358,21 @@ def _frozen_before(job: Job, memory: int) -> dict[str, Any]:
     return {"frozen_seconds": round(last[1]["frozen_time"] / 1e6 * grown, 3), "by_job": last[0]}
 
 
-def _check_command(job: Job, _engine: Engine) -> Outcome:
-    return Outcome(None, commands.check(**job.options))
+def _check_command(job: Job, engine: Engine) -> Outcome:
+    asked = job.options
+    found = commands.check(**asked)
+    if found["able"]:
+        spec = {name: asked[name] for name in ("user", "group", "cwd")}
+        try:
+            engine.permitted(
+                {**spec, "argv": [asked["command"]], "env": {"PATH": asked["path"]} if asked["path"] else {}}
+            )
+        except JobFailed as refusal:
+            found = {
+                "able": False,
+                **{name: getattr(refusal, name) for name in ("code", "message", "remedy")},
+            }
+    return Outcome(None, found)
 
 
 def _read_environment(job: Job, engine: Engine) -> Outcome:
