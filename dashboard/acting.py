@@ -119,7 +119,7 @@ def retry_job(request: HttpRequest, reference: str) -> HttpResponse:
     try:
         job = retrying.retry(row, request.POST, actor=request.user, source="web")
     except Problem as problem:
-        return _refused(request, problem, reverse("services:job", args=[row.pk]))
+        return refused(request, problem, reverse("services:job", args=[row.pk]))
     return redirect("services:job", job.pk)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
+from django.views.decorators.http import require_GET
 
 from dashboard.acting import action
 from dashboard.page import Context, Look, page, user_of_page
@@ -61,6 +62,7 @@ def _filters() -> list[Filter]:
 
 
 @action
+@require_GET
 def audit_csv(request: HttpRequest) -> HttpResponse:
     """Return the rows that the table's filters leave, as CSV."""
     require_admin(user_of_page(request), "see the audit")

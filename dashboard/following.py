@@ -9,10 +9,12 @@ from contextlib import aclosing
 
 from django.contrib.auth.decorators import login_not_required
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
+from django.views.decorators.http import require_GET
 
 from dashboard.live import KEEP_ALIVE, LONGEST, RELOAD, RETRY
 from dashboard.rights import Rights
 from services import logs
+from services.authentication import Hearing
 from services.lookup import find_service
 from services.problems import Problem
 from services.threads import in_thread
@@ -21,6 +23,7 @@ LINES = 200
 
 
 @login_not_required
+@require_GET
 async def log_stream(request: HttpRequest, reference: str) -> HttpResponseBase:
     """Stream the last lines of a log, and what is added to it."""
     rights = await in_thread(Rights.of, await request.auser())
@@ -30,13 +33,13 @@ async def log_stream(request: HttpRequest, reference: str) -> HttpResponseBase:
         service = await in_thread(find_service, reference)
     except Problem as problem:
         raise Http404(problem.message) from problem
-    answer = StreamingHttpResponse(_events(service.pk), content_type="text/event-stream")
+    answer = StreamingHttpResponse(_events(service.pk, Hearing(request)), content_type="text/event-stream")
     answer["Cache-Control"] = "no-store"
     answer["X-Accel-Buffering"] = "no"
     return answer
 
 
-async def _events(service_id: str) -> AsyncGenerator[bytes, None]:
+async def _events(service_id: str, hearing: Hearing) -> AsyncGenerator[bytes, None]:
     """Begin with the last lines: a browser that comes again shows them in the place of what it had."""
     deadline = time.monotonic() + LONGEST
     text, inode, offset = await in_thread(logs.tail, service_id, LINES)
@@ -50,7 +53,7 @@ async def _events(service_id: str) -> AsyncGenerator[bytes, None]:
             elif time.monotonic() - spoken > KEEP_ALIVE:
                 yield b":\n\n"
                 spoken = time.monotonic()
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or await hearing.is_over():
                 return
 
 

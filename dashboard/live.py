@@ -24,6 +24,7 @@ from dashboard.changes import Changes
 from dashboard.page import Look, Moved, Page, Part, Words
 from dashboard.rights import Rights
 from services import waiting
+from services.authentication import Hearing
 from services.problems import Problem
 from services.threads import in_thread
 
@@ -164,7 +165,7 @@ async def live(request: HttpRequest) -> HttpResponseBase:
         return HttpResponse(RELOAD, content_type="text/event-stream")
     have = set(request.GET.get("have", "").split(",")) - {""}
     answer = StreamingHttpResponse(
-        _events(page, Look(query, rights), words, have), content_type="text/event-stream"
+        _events(page, Look(query, rights), words, have, Hearing(request)), content_type="text/event-stream"
     )
     answer["Cache-Control"] = "no-store"
     answer["X-Accel-Buffering"] = "no"
@@ -186,11 +187,13 @@ def _resolved(address: str) -> tuple[Page, Words, QueryDict] | None:
     return found.func, found.kwargs, query
 
 
-async def _events(page: Page, look: Look, words: Words, have: set[str]) -> AsyncGenerator[bytes, None]:
+async def _events(
+    page: Page, look: Look, words: Words, have: set[str], hearing: Hearing
+) -> AsyncGenerator[bytes, None]:
     yield f"retry: {RETRY}\n\n".encode()
     async with aclosing(_hub.follow(page, look, words, have)) as news:
         async for parts in news:
-            if parts is None:
+            if parts is None or await hearing.is_over():
                 yield RELOAD
                 return
             if not parts:

@@ -8,7 +8,7 @@ from typing import Any
 from images import operations as image_operations
 from images.models import Image
 from services import criu_options, inspection, operations
-from services.actors import Actor
+from services.actors import Actor, require_operator
 from services.lookup import find_service
 from services.models import Job
 from services.problems import Problem, bad_input
@@ -47,6 +47,7 @@ def retry(job: Job, given: Mapping[str, Any], *, actor: Actor, source: str) -> J
     given: flags of a remedy that are set for this time ("on"). Raises Problem as the operation does, and
     not_retryable for a job that succeeded, goes on, or cannot be repeated.
     """
+    require_operator(actor)
     if not may_retry(job):
         raise Problem(
             "not_retryable",

@@ -2,8 +2,12 @@
 
 # ruff: noqa: ARG001 (Django and ninja fix the arguments)
 
+from http import HTTPStatus
+
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
+
+from services.problems import Problem
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
@@ -14,6 +18,12 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:
     return render(request, "403.html", {"message": str(exception)}, status=403)
+
+
+def refused(request: HttpRequest, problem: Problem) -> HttpResponse:
+    message = f"{problem.message} {problem.remedy}"
+    page = "403.html" if problem.http_status == HTTPStatus.FORBIDDEN else "400.html"
+    return render(request, page, {"message": message}, status=problem.http_status)
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:

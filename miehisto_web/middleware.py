@@ -24,6 +24,7 @@ from django.shortcuts import render
 from django.utils.deprecation import MiddlewareMixin
 from whitenoise.middleware import WhiteNoiseMiddleware
 
+from miehisto_web import errors
 from miehisto_web.addresses import UNIX, client_address
 from miehisto_web.gate import RoleRequired
 from miehisto_web.limits import MOST, REFUSED
@@ -225,6 +226,12 @@ class Gate(_PagesOnly, RoleRequired):
         if request.path_info.startswith(API):
             return None
         return super().process_view(request, view_func, view_args, view_kwargs)
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        """Answer a refusal that a page did not say itself."""
+        if isinstance(exception, Problem) and not request.path_info.startswith(API):
+            return errors.refused(request, exception)
+        return None
 
 
 class Messages(_PagesOnly, MessageMiddleware):

@@ -12,7 +12,7 @@ from ninja.params.functions import Query
 
 from services import inspection, logs, operations, waiting
 from services.answers import JOB_RESPONSES, job_answer, source_of, wait_parameter
-from services.authentication import caller
+from services.authentication import Hearing, caller
 from services.lookup import find_job, find_service
 from services.models import Job, Node, Service
 from services.presenting import job_object, log_object, node_object, service_object
@@ -193,12 +193,16 @@ async def service_logs(
     if not follow:
         return HttpResponse(text, content_type="text/plain; charset=utf-8")
 
+    hearing = Hearing(request)
+
     async def stream() -> AsyncIterator[bytes]:
         # gunicorn holds back even the head until there is something to send with it.
         if text:
             yield text
         async with aclosing(logs.follow(inode, offset, logs.path_of(service_id))) as following:
             async for added in following:
+                if await hearing.is_over():
+                    return
                 if added:
                     yield added
 

@@ -3,11 +3,12 @@
 import hashlib
 import logging
 import secrets
+import time
 from datetime import datetime, timedelta
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.contrib.auth.models import AbstractBaseUser, AnonymousUser, User
 from django.db import transaction
 from django.db.models import Q
 from django.http import HttpRequest
@@ -15,16 +16,18 @@ from django.utils import timezone
 from ninja.security import HttpBearer
 from ninja.utils import check_csrf
 
-from services.actors import Actor, require_viewer
+from services.actors import Actor, may, require_viewer
 from services.auditing import record_audit
 from services.models import ApiToken
 from services.problems import Problem, bad_input, not_allowed
+from services.roles import SEE
 from services.threads import in_thread
 from services.throttle import TOKENS
 from services.validation import text
 
 # `last_used_at` is for people, who don't mind; a write each request would cost more than all the rest.
 USED_EVERY = timedelta(minutes=10)
+HEARD_FOR = 10.0  # seconds until it is asked again whether somebody may listen
 MOST_LABEL = 100
 MOST_DAYS = 3650
 
@@ -95,6 +98,30 @@ def caller(request: HttpRequest) -> AbstractBaseUser | AnonymousUser:
     """Return whom TokenOrSession found, or on a page who is logged in."""
     found = getattr(request, "auth", None) or getattr(request, "user", None)
     return found if isinstance(found, AbstractBaseUser) else AnonymousUser()
+
+
+class Hearing:
+    """Whether somebody who was let in is still welcome, for answers that go on for minutes or hours."""
+
+    def __init__(self, request: HttpRequest) -> None:
+        self._request = request
+        self._asked = time.monotonic()
+
+    async def is_over(self) -> bool:
+        """Tell, every few seconds anew, whether he was deactivated, logged out, or his token has ended."""
+        if time.monotonic() - self._asked < HEARD_FOR:
+            return False
+        self._asked = time.monotonic()
+        return not await in_thread(self._is_welcome)
+
+    def _is_welcome(self) -> bool:
+        token = bearer_token(self._request)
+        if token:
+            user = user_of(token)
+            return user is not None and may(user, SEE)
+        session, user_id = self._request.session, self._request.user.pk
+        user = User.objects.filter(pk=user_id).first() if user_id else None
+        return user is not None and may(user, SEE) and session.exists(session.session_key or "")
 
 
 class TokenOrSession(HttpBearer):

@@ -79,6 +79,10 @@ API = {
     "POST /images/{reference}/verify": Row(O, 202, "image"),
     "POST /images/{reference}/export": Row(O, 202, "image"),
     "GET /archives": Row(V, 200),
+    "GET /images/{reference}/contents": Row(V, 200, "image"),
+    "GET /images/{reference}/compare/{other}": Row(V, 409, "image"),
+    "POST /images/{reference}/environment": Row(A, 202, "image"),  # it does not say that it isn't root's
+    "GET /images/{reference}/environment/{job}": Row(V, 404, "image"),  # nobody has asked for it
 }
 PAGES = {
     "GET /api/v1/openapi.json": Row(ANYBODY, 200),
@@ -95,7 +99,11 @@ PAGES = {
     "POST /account/tokens/{pk}/revoke/": Row(LOGGED_IN, 404, "token"),  # somebody else's
     "GET /": Row(V, 200),
     "GET /live/": Row(ANYBODY, 200, query="?on=/services/"),  # a stranger is only told to load anew
+    "GET /audit/": Row(A, 200),
+    "GET /audit.csv": Row(A, 200),
     "GET /jobs/": Row(V, 200),
+    "POST /jobs/{reference}/retry/": Row(O, 302, "job"),
+    "GET /services/{reference}/log/": Row(ANYBODY, 200, "running"),  # as /live/
     "GET /jobs/{reference}/": Row(V, 200, "job"),
     "POST /jobs/{reference}/cancel/": Row(O, 302, "job"),
     "GET /services/": Row(V, 200),
@@ -240,7 +248,7 @@ def test_the_matrix_of_the_api() -> None:
         method, path = words.split()
         for name, who, client in actors:
             TOKENS.forget()
-            address = "/api/v1" + path.replace("{reference}", objects.of(row.of) if row.of else "")
+            address = "/api/v1" + re.sub(r"\{\w+\}", objects.of(row.of) if row.of else "", path)
             wanted = row.status if may(who, row.least) else 401 if who is None else 403
             got = ask(client, method, address, row.body, form=False)
             if got != wanted:
@@ -248,7 +256,7 @@ def test_the_matrix_of_the_api() -> None:
             if got < 400 and method != "GET":
                 objects.used(row.of)
         for method in set(METHODS) - calls_by_path()[path]:
-            got = ask(boss, method, "/api/v1" + path.replace("{reference}", "0"), {}, form=False)
+            got = ask(boss, method, "/api/v1" + re.sub(r"\{\w+\}", "0", path), {}, form=False)
             if got != 405:
                 wrong.append(f"{method} {path}: admin is answered {got}, not 405")
     assert not wrong, "\n".join(wrong)
@@ -290,6 +298,13 @@ def test_the_matrix_of_the_pages() -> None:
                 if got < 400 and method != "GET" and kind:
                     objects.used(kind)
     assert not wrong, "\n".join(wrong)
+
+
+def test_a_stranger_hears_nothing_from_the_streams() -> None:
+    service = running_service("web")
+    for path in ("/live/?on=/services/", f"/services/{service.pk}/log/"):
+        for client in (by_session(None), by_session(member(None))):
+            assert client.get(path).content == b"event: reload\ndata: \n\n"
 
 
 def test_the_matrix_of_the_admin_pages() -> None:

@@ -1,13 +1,16 @@
 """The roles: who sees, who acts, who administers. Asked of the operations."""
 
+import asyncio
 from collections.abc import Callable
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.contrib.auth.models import Group, User
 from django.core.management import call_command
-from django.test import Client
+from django.test import AsyncClient, Client
 
 from images import operations as image_operations
 from images.models import Image
@@ -144,6 +147,35 @@ def test_a_deactivated_user_is_out_at_once() -> None:
         create(user)
     User.objects.filter(pk=user.pk).update(is_active=True, is_superuser=True)
     assert browser.get("/").status_code == 200, "and back as soon"
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/v1/services/web/logs?follow=1", "/services/web/log/", "/live/?on=/jobs/"]
+)
+def test_a_deactivated_user_hears_no_more_of_what_he_listens_to(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.authentication.HEARD_FOR", 0)
+    monkeypatch.setattr("dashboard.live.KEEP_ALIVE", 0.1)
+    service = running_service("web")
+    log = Path(settings.MIEHISTO_LOG_DIR) / f"{service.pk}.log"
+    log.write_text("a line\n")
+    user = member("viewer")
+
+    async def listen() -> list[bytes]:
+        browser = AsyncClient()
+        await browser.aforce_login(user)
+        answer: Any = await browser.get(path)
+        assert answer.status_code == 200
+        stream = aiter(answer.streaming_content)
+        heard = [await anext(stream)]
+        await User.objects.filter(pk=user.pk).aupdate(is_active=False)
+        async with asyncio.timeout(10):
+            heard += [piece async for piece in stream]
+        return heard
+
+    assert asyncio.run(listen())
+    log.unlink()
 
 
 def test_roots_own_mhctl_may_everything() -> None:
