@@ -27,6 +27,11 @@ def given(**options: Any) -> Json:
     return {key: each for key, each in options.items() if each not in (None, False)}
 
 
+def given_at_all(option: Any) -> bool:
+    """Tell whether an option was given; 0 is a wish too, if a bad one."""
+    return option is not None and option is not False and option != []
+
+
 def service_id(job: Json) -> str:
     """What most verbs print."""
     return str(job.get("service"))
@@ -65,7 +70,7 @@ def create(parsed: Parsed) -> None:
     if options["data"]:
         body["data"] = options["data"]
     for group, names in _CONFINEMENT.items():
-        asked = {name: options[name] for name in names if options[name] not in (None, False, [])}
+        asked = {name: options[name] for name in names if given_at_all(options[name])}
         if asked:
             body[group] = asked
     if options["name"] is not None:

@@ -24,7 +24,7 @@ from services import operations
 from services.models import Job, Service
 from services.resending import Resender
 from services.states import JobState
-from worker import criu, descriptors, exporting, forks, host, importing, reconcile, supervision
+from worker import cgroups, criu, descriptors, exporting, forks, host, importing, reconcile, supervision
 from worker.errors import JobFailed
 from worker.paths import Paths
 from worker.reading import Reader
@@ -75,6 +75,7 @@ class Agent:
 
     def run(self) -> None:
         """Watch until told to stop. A database that is away is waited for."""
+        cgroups.sweep()
         version = self._criu_version()
         can: dict[str, Any] = dict(host.capabilities(self._criu_binary))
         beat = sweep = tidy = 0.0

@@ -99,14 +99,15 @@ class Engine:
         return self.tools.policy().applied(specs.checked(spec))
 
     def _permitting(self, image_id: str, facts: dict[str, Any]) -> Policy:
-        """Return root's policy if it lets an image run.
+        """Return root's policy if it lets an image run; the manifest's spec is then within its limits.
 
         Raises:
-            JobFailed: it does not.
+            JobFailed: it does not, or this host cannot set the limits.
         """
         policy = self.tools.policy()
         specs.checked(facts["spec"])
-        policy.check_image(facts)
+        facts["spec"] = policy.check_image(facts)
+        preflight.check_limits(facts["spec"]["limits"])
         if policy.restricts_accounts:
             policy.check_accounts(preflight.accounts_in(self.paths.image(image_id)))
         return policy
@@ -115,7 +116,7 @@ class Engine:
         """Start a service from its spec.
 
         Args:
-            spec: argv, user, group, cwd, env, binds.
+            spec: argv, user, group, cwd, env, binds, data, privileges, limits.
 
         Raises:
             JobFailed: it could not be started, or ended within `settle` seconds.
@@ -124,6 +125,7 @@ class Engine:
             self._refuse_running(service_id)
             policy = self.tools.policy()
             spec = policy.applied(specs.checked(spec))
+            preflight.check_limits(spec["limits"])
             self.step("starting")
             path = self.paths.spec(service_id)
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from worker import criu, namespaces, policy, probe
+from worker import cgroups, criu, namespaces, policy, probe
 from worker.errors import JobFailed
 from worker.paths import Paths
 
@@ -39,6 +39,8 @@ def capabilities(criu_binary: str) -> dict[str, bool]:
         "sys_resource": criu.has_sys_resource(),
         "run_is_tmpfs": namespaces.is_tmpfs("/run"),
         "dirty_tracking": _criu_feature(criu_binary, "mem_dirty_track"),
+        "limits_memory": cgroups.home("memory") is not None,
+        "limits_tasks": cgroups.home("tasks") is not None,
     }
 
 
@@ -81,6 +83,7 @@ def check(paths: Paths, criu_binary: str, tini: str) -> list[Check]:
         _pool(paths),
         private_folders(paths),
         _policy(),
+        *(_limits(name) for name in ("memory", "tasks")),
         Check(
             "firewall",
             shutil.which("nft") is not None,
@@ -136,6 +139,13 @@ def _probe(criu_binary: str, tini: str) -> Check:
         detail = " ".join([failure.message, *failure.lines[-3:]])
         return Check("dump and restore", False, True, detail, failure.remedy)
     return Check("dump and restore", True, True, f"a probe was dumped and restored in {seconds:.2f} s", "")
+
+
+def _limits(name: str) -> Check:
+    place = cgroups.home(name)
+    detail = f"in {place.folder}, version {place.version}" if place else "no control group can be made for it"
+    remedy = "Give the worker the controllers memory and pids of cgroup 2 (systemd: Delegate=yes)."
+    return Check(f"limits of {name}", place is not None, False, detail, remedy)
 
 
 def _policy() -> Check:

@@ -88,6 +88,9 @@ class Policy:
             JobFailed: a rule forbids it.
         """
         spec: dict[str, Any] = facts["spec"]
+        if self.open_files is not None and "open_files" not in (spec.get("limits") or {}):
+            # The memory says what its processes may open, which nobody can lower from outside.
+            self._refuse("open_files", "was dumped without such a limit")
         if self.directories is not None:
             asked = {(target, source) for source, target, _ in binds_of(spec)}
             for target, source in facts["mounts"]:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from worker import criu, manifest, namespaces, process
+from worker import cgroups, criu, manifest, namespaces, process
 from worker.criu import Account, has_sys_resource
 from worker.errors import JobFailed
 from worker.runmh.launch import binds_of
@@ -62,6 +62,22 @@ def accounts_in(image: Path) -> set[tuple[int, int]]:
         except Exception as error:  # pycriu says in many ways that a file is not what it should be
             raise manifest.damaged(image, [f"{path.name}: {type(error).__name__}"]) from None
     return found
+
+
+def check_limits(limits: dict[str, int]) -> None:
+    """Refuse limits that this host has no means to set: a service that is not limited is none that is.
+
+    Raises:
+        JobFailed: names what is missing.
+    """
+    missing = cgroups.missing(limits)
+    if missing:
+        raise JobFailed(
+            "limit_unavailable",
+            f"This host cannot limit the {' and the '.join(missing)} of a service: it has no control group"
+            " for that which the worker could use.",
+            "Give the worker the controllers memory and pids (systemd: Delegate=yes), or ask for no limit.",
+        )
 
 
 def check_room(pool: Path, init: int, most: int | None = None) -> None:

@@ -71,6 +71,7 @@ def restore(
             options={
                 "image": image_id,
                 "mounts": json.dumps(facts["mounts"]),
+                "limits": json.dumps(facts["spec"].get("limits", {})),
                 "criu": tools.criu,
             },
         )

@@ -35,6 +35,15 @@ def run(*words: str) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
 
 
+def end_others() -> int:
+    """Kill every process but init and this one; return how many there were."""
+    others = {int(name) for name in os.listdir("/proc") if name.isdigit()} - {1, os.getpid()}
+    for pid in others:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+    return len(others)
+
+
 server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
 while True:
     connection, _ = server.accept()

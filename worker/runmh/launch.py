@@ -8,8 +8,9 @@ import os
 import pwd
 from typing import Any, NoReturn
 
-from worker import namespaces
+from worker import cgroups, namespaces
 from worker.runmh.privileges import NoSuchCapability, Privileges
+from worker.runmh.surroundings import settle
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -118,12 +119,19 @@ def binds_of(spec: dict[str, Any]) -> list[tuple[str, str, bool]]:
 
 
 def become_service(
-    spec: dict[str, Any], mounts: list[str], root: str, tini: str, log: int, complaint: int
+    spec: dict[str, Any],
+    groups: dict[str, str],
+    mounts: list[str],
+    root: str,
+    tini: str,
+    log: int,
+    complaint: int,
 ) -> NoReturn:
     """Turn the calling process, PID 1 of a new PID namespace, into the service under tini.
 
     Args:
-        spec: argv, user, group, cwd, env, binds, privileges.
+        spec: argv, user, group, cwd, env, binds, privileges, limits.
+        groups: folders of its control groups.
         mounts: mount points of the host that the service sees.
         root: an empty folder for its root.
         tini: path of the init program.
@@ -131,6 +139,8 @@ def become_service(
         complaint: a close-on-exec pipe; what fails before exec is written to it as JSON.
     """
     try:
+        cgroups.join(groups)
+        settle((spec.get("limits") or {}).get("open_files", 0))
         namespaces.unshare(namespaces.CLONE_NEWNS | namespaces.CLONE_NEWIPC)
         account = Account(spec.get("user", ""), spec.get("group", ""))
         asked = spec.get("privileges") or {}

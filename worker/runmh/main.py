@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any, NoReturn
 
-from worker import namespaces
+from worker import cgroups, namespaces
 from worker.durable import write_json
 from worker.locks import take
 from worker.process import Process, children
@@ -46,6 +46,7 @@ class Order:
         ready_fd: where one line of JSON says how it went.
         image: id of the image that is restored.
         mounts: JSON, the (target, source) pairs of the image.
+        limits: JSON, what the restored service may have.
         criu: the CRIU binary.
         rpc_fd: the socket that CRIU gets its request from.
         probe_fd: the kernel probe that spares CRIU its own; -1 for none.
@@ -66,6 +67,7 @@ class Order:
         self.ready_fd = int(options.get("ready-fd", 1))
         self.image = options.get("image", "")
         self.mounts = options.get("mounts", "[]")
+        self.limits = options.get("limits", "{}")
         self.criu = options.get("criu", "criu")
         self.rpc_fd = int(options.get("rpc-fd", -1))
         self.probe_fd = int(options.get("probe-fd", -1))
@@ -100,6 +102,7 @@ class Supervisor:
             "runmh": Process.of(os.getpid()),
             "pipe": os.fstat(self.pipe).st_ino,
             "image": arguments.image,
+            "groups": {},
             "began": time.time(),
         }
         self.wakeup, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -130,13 +133,16 @@ class Supervisor:
         mounts = namespaces.host_mounts(skip=(f"{paths.state_dir}/images", paths.run_dir, *covered))
         binds = [(target, source) for source, target, _ in binds_of(spec)]
         self.state["mounts"] = [(point, point) for point in mounts] + binds
+        limits = spec.get("limits") or {}
+        if refusal := self._make_groups(limits):
+            return refusal
         hear, complaint = os.pipe2(os.O_CLOEXEC)
         namespaces.unshare(namespaces.CLONE_NEWPID)
         self.init = os.fork()
         if self.init == 0:
             self._forget_signals()
             root = f"{paths.state_dir}/root"
-            become_service(spec, mounts, root, paths.tini, self.pipe_write, complaint)
+            become_service(spec, self.state["groups"], mounts, root, paths.tini, self.pipe_write, complaint)
         os.close(complaint)
         # From here on it is known what runs, should this process be killed.
         self.write_state("starting", init=Process.of(self.init))
@@ -144,8 +150,21 @@ class Supervisor:
             report = file.read()
         if report:
             os.waitpid(self.init, 0)
-            refusal: dict[str, Any] = json.loads(report)
-            return refusal
+            refused: dict[str, Any] = json.loads(report)
+            return refused
+        return None
+
+    def _make_groups(self, limits: dict[str, int], room: int = 0) -> dict[str, Any] | None:
+        """Make the service's control groups; return why that could not be done."""
+        try:
+            self.state["groups"] = cgroups.make(self.arguments.service, limits)
+            cgroups.limit(self.state["groups"], limits, room=room)
+        except OSError as error:
+            return {
+                "code": "limit_refused",
+                "message": f"The service's limits cannot be set: {error.strerror or error}.",
+                "remedy": "See `mhctl check` for what this host can limit; ask for less, or for more.",
+            }
         return None
 
     def restore(self) -> dict[str, Any] | None:
@@ -157,6 +176,9 @@ class Supervisor:
             None, or that nothing was restored; the worker knows why.
         """
         self.state["mounts"] = json.loads(self.arguments.mounts)
+        limits = json.loads(self.arguments.limits)
+        if refusal := self._make_groups(limits, cgroups.ROOM_FOR_CRIU):
+            return refusal
         self.write_state("restoring")
         self.swrk = os.fork()
         if self.swrk == 0:
@@ -169,6 +191,7 @@ class Supervisor:
         restored = children(os.getpid())
         if status == 0 and restored:
             self.init = restored[0]
+            cgroups.limit(self.state["groups"], limits)
             return None
         self.end_children()
         return {
@@ -207,6 +230,7 @@ class Supervisor:
         paths = self.arguments
         try:
             self._forget_signals()
+            cgroups.join(self.state["groups"])
             os.setsid()
             namespaces.unshare(namespaces.CLONE_NEWNS)
             namespaces.make_private()
@@ -266,6 +290,7 @@ class Supervisor:
                     poll.unregister(self.pipe)
         while self._copy_output():
             pass
+        cgroups.remove(self.state.get("groups", {}).values())
         code = number = None
         if self.status is not None:
             code = os.waitstatus_to_exitcode(self.status)
@@ -313,6 +338,7 @@ def _bring_up(supervisor: Supervisor) -> dict[str, Any] | None:
     if supervisor.pipe_write >= 0:
         os.close(supervisor.pipe_write)
     if error:
+        cgroups.remove(supervisor.state["groups"].values())
         supervisor.write_state("failed", error=error)
     else:
         supervisor.find_main()

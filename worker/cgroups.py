@@ -1,0 +1,176 @@
+"""Control groups of services: one for each controller that a limit needs (cgroups(7), versions 1 and 2).
+
+Each is made beside the others in a folder that this process may use, and is removed when its service has
+ended. CRIU knows nothing of them: what it restores is born in them, for it runs in them itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+_PREFIX = "miehisto-"
+_CONTROLLERS = {"memory": "memory", "tasks": "pids"}
+_FILES = {
+    ("memory", 1): "memory.limit_in_bytes",
+    ("memory", 2): "memory.max",
+    ("tasks", 1): "pids.max",
+    ("tasks", 2): "pids.max",
+}
+# CRIU itself, and what it runs, is in the group while it restores.
+ROOM_FOR_CRIU = 32
+_EMPTY_WITHIN = 2.0
+"""Seconds that the kernel may take to forget the last process of a group."""
+
+
+class Home(NamedTuple):
+    """Where groups of services with one kind of limit are made."""
+
+    folder: str
+    version: int
+
+
+def home(limit: str, mounts: str | None = None, own: str | None = None) -> Home | None:
+    """Find where groups for a limit can be made; None if this host has no such place.
+
+    Args:
+        limit: ``memory`` or ``tasks``.
+        mounts, own: what to read instead of /proc/self/mountinfo and /proc/self/cgroup.
+    """
+    controller = _CONTROLLERS[limit]
+    groups = _own_groups(_read("/proc/self/cgroup") if own is None else own)
+    for line in (_read("/proc/self/mountinfo") if mounts is None else mounts).splitlines():
+        fields, _, rest = line.partition(" - ")
+        kind, _, options = rest.split(" ", 2)
+        root, point = fields.split(" ")[3:5]
+        if kind == "cgroup" and controller in options.split(","):
+            folder = _seen_at(point, root, groups.get(controller, "/"))
+            if os.access(folder, os.W_OK):
+                return Home(folder, 1)
+        elif kind == "cgroup2":
+            # Its own group mostly has processes, and then may not have groups with limits below it.
+            for folder in (_seen_at(point, root, groups.get("", "/")), point):
+                if _gives(folder, controller):
+                    return Home(folder, 2)
+    return None
+
+
+def _own_groups(text: str) -> dict[str, str]:
+    """Return the present process's group by controller; "" for the one of version 2."""
+    rows = (line.split(":", 2) for line in text.splitlines())
+    return {name: path for _, names, path in rows for name in names.split(",")}
+
+
+def _seen_at(point: str, root: str, group: str) -> str:
+    """Return the folder of a group, of which `root` and what is below is mounted at `point`."""
+    inside = group.removeprefix(root.rstrip("/"))
+    folder = point + inside.rstrip("/")
+    return folder if os.path.isdir(folder) else point
+
+
+def _gives(folder: str, controller: str) -> bool:
+    """Tell whether groups below a folder of version 2 have a controller; give it to them if possible."""
+    switch = f"{folder}/cgroup.subtree_control"
+    if controller in _read(switch).split():
+        return os.access(folder, os.W_OK)
+    if controller not in _read(f"{folder}/cgroup.controllers").split():
+        return False
+    try:
+        _write(switch, f"+{controller}")
+    except OSError:
+        return False
+    return True
+
+
+def missing(limits: Mapping[str, int]) -> list[str]:
+    """Return which of these limits cannot be set on this host."""
+    return [name for name in limits if name in _CONTROLLERS and home(name) is None]
+
+
+def make(service: str, limits: Mapping[str, int]) -> dict[str, str]:
+    """Make the groups of a service.
+
+    Args:
+        service: its id.
+        limits: memory in bytes, tasks; others are none of ours.
+
+    Returns:
+        The folder of each group, by its limit.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    made: dict[str, str] = {}
+    for name in limits:
+        if name in _CONTROLLERS:
+            place = home(name)
+            if place is None:
+                raise OSError(f"this host has no control group for {name}")
+            made[name] = f"{place.folder}/{_PREFIX}{service}"
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(made[name])
+    return made
+
+
+def limit(groups: Mapping[str, str], limits: Mapping[str, int], *, room: int = 0) -> None:
+    """Set the limits of a service's groups.
+
+    Args:
+        room: tasks more than that, for CRIU.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    for name, folder in groups.items():
+        version = 2 if os.path.exists(f"{folder}/cgroup.controllers") else 1
+        number = limits[name] + (room if name == "tasks" else 0)
+        _write(f"{folder}/{_FILES[name, version]}", str(number))
+
+
+def join(groups: Mapping[str, str]) -> None:
+    """Put the calling process, and so its children, into a service's groups.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    for folder in groups.values():
+        _write(f"{folder}/cgroup.procs", "0")
+
+
+def remove(groups: Iterable[str]) -> None:
+    """Remove a service's groups, once their last process is gone; one that is still used stays."""
+    deadline = time.monotonic() + _EMPTY_WITHIN
+    for folder in groups:
+        while os.path.isdir(folder):
+            try:
+                os.rmdir(folder)
+            except OSError:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.01)
+
+
+def sweep() -> None:
+    """Remove groups that a supervisor which was killed has left; those in use cannot be removed."""
+    for name in _CONTROLLERS:
+        place = home(name)
+        for entry in os.listdir(place.folder) if place else ():
+            if entry.startswith(_PREFIX):
+                with contextlib.suppress(OSError):
+                    os.rmdir(f"{place.folder}/{entry}" if place else "")
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(text)
