@@ -4,7 +4,7 @@ BINDIR ?= $(PREFIX)/bin
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: help setup setup-dev install uninstall lint test test-faults demo bench bench-peers lock clean
+.PHONY: help setup setup-dev install uninstall lint test test-faults fuzz demo bench bench-peers lock clean
 
 help:
 	@echo "make setup        everything Miehistö needs on this Debian 12 or 13 (as root)"
@@ -12,6 +12,7 @@ help:
 	@echo "make install      link miehistod, mhctl and runmh into $(BINDIR); make uninstall removes them"
 	@echo "make test         linters, types, migrations and all tests (PYTEST_ARGS='-k word' for some)"
 	@echo "make test-faults  kill, damage and fill what can be, as often as docs/reliability.md tells (hours)"
+	@echo "make fuzz         shape archives, images and states for a minute each (FUZZ_ARGS='--seconds 600')"
 	@echo "make bench        measure against bare CRIU; make bench-peers against container engines"
 	@echo "make lock         write requirements*.txt anew from requirements*.in"
 	@echo "make clean        remove caches and the virtual environment; the database and the images stay"
@@ -47,6 +48,9 @@ test-faults: setup-dev
 
 demo: setup
 	@scripts/demo
+
+fuzz: setup-dev
+	$(PYTHON) -m tests.fuzz.run $(FUZZ_ARGS)
 
 bench: setup-dev
 	$(PYTHON) benchmarks/run.py $(BENCH_ARGS)

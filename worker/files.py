@@ -114,12 +114,59 @@ def _content(place: str) -> dict[str, list[int]]:
 
 
 def read(image: Path) -> Record:
-    """Return the record of an image; an empty one for an image without."""
+    """Return the record of an image; an empty one for an image without.
+
+    Raises:
+        JobFailed: it is none that `record` has made; an imported image may hold anything.
+    """
     try:
-        found: Record = json.loads((image / NAME).read_bytes())
+        found = json.loads((image / NAME).read_bytes())
     except FileNotFoundError:
         return {"open": [], "data": {}}
-    return found
+    except (ValueError, RecursionError):
+        found = None
+    if not _is_record(found):
+        raise JobFailed(
+            "image_damaged",
+            f"The image {image.name} does not say what its memory believes of the disk: {NAME} is damaged.",
+            "Restore another image of this service.",
+        )
+    return dict(found)
+
+
+def _is_record(found: Any) -> bool:
+    """Tell whether a JSON value has the shape of what `record` returns."""
+    return (
+        isinstance(found, dict)
+        and isinstance(found.get("open"), list)
+        and isinstance(found.get("data"), dict)
+        and all(isinstance(each, dict) and _is_open(each) for each in found["open"])
+        and all(
+            _is_path(path)
+            and isinstance(content, dict)
+            and all(
+                isinstance(each, list) and len(each) == 3 and _are_numbers(each) for each in content.values()
+            )
+            for path, content in found["data"].items()
+        )
+    )
+
+
+def _is_open(known: Mapping[str, Any]) -> bool:
+    return (
+        _is_path(known.get("path"))
+        and _are_numbers([known.get(key) for key in ("size", "mtime", "mode", "inode", "device")])
+        and all(isinstance(known.get(key), bool) for key in ("writes", "appends"))
+    )
+
+
+def _is_path(found: object) -> bool:
+    return isinstance(found, str) and found.startswith("/") and "\0" not in found
+
+
+def _are_numbers(found: Sequence[object]) -> bool:
+    # A time of that many nanoseconds is in the year 2262; beyond, datetime has no year.
+    return all(type(each) is int and -(2**63) <= each < 2**64 for each in found)
 
 
 def changes(

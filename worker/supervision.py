@@ -255,7 +255,7 @@ def _is_state(state: object) -> bool:
         and isinstance(state.get("image", ""), str)
         and all(isinstance(state.get(key, 0), int | None) for key in ("exit_code", "exit_signal"))
         and (error is None or isinstance(error, dict))
-        and ("mounts" in state or not state.get("init"))
+        and (not state.get("init") or {"mounts", "pipe", "image"} <= set(state))
     )
 
 
