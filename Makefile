@@ -4,7 +4,7 @@ BINDIR ?= $(PREFIX)/bin
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: help setup setup-dev install uninstall lint test test-faults fuzz demo bench bench-peers lock clean
+.PHONY: help setup setup-dev install uninstall lint test test-faults test-compose fuzz demo bench bench-peers lock clean
 
 help:
 	@echo "make setup        everything Miehistö needs on this Debian 12 or 13 (as root)"
@@ -13,6 +13,7 @@ help:
 	@echo "make test         linters, types, migrations and all tests (PYTEST_ARGS='-k word' for some)"
 	@echo "make test-faults  kill, damage and fill what can be, as often as docs/reliability.md tells (hours)"
 	@echo "make fuzz         shape archives, images and states for a minute each (FUZZ_ARGS='--seconds 600')"
+	@echo "make test-compose docker-compose.yml on a container engine that it fetches (minutes)"
 	@echo "make bench        measure against bare CRIU; make bench-peers against container engines"
 	@echo "make lock         write requirements*.txt anew from requirements*.in"
 	@echo "make clean        remove caches and the virtual environment; the database and the images stay"
@@ -45,6 +46,9 @@ test-faults: setup-dev
 	@mkdir -p build && rm -f build/faults.jsonl
 	$(PYTHON) -m pytest tests/faults -s --long --results build/faults.jsonl $(PYTEST_ARGS); \
 	status=$$?; $(PYTHON) -m tests.faults.page build/faults.jsonl && exit $$status
+
+test-compose: setup-dev
+	$(PYTHON) -m pytest tests/compose
 
 demo: setup
 	@scripts/demo

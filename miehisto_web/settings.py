@@ -102,6 +102,8 @@ DATABASES = {
         env.str("DATABASE_URL", "") or f"sqlite:///{MIEHISTO_STATE_DIR / 'database' / 'db.sqlite3'}"
     ),
 }
+if password_file := env.str("DATABASE_PASSWORD_FILE", ""):  # miehistod gives it on as PGPASSWORD
+    DATABASES["default"]["PASSWORD"] = Path(password_file).read_text(encoding="utf-8").strip()
 DATABASES["default"]["CONN_MAX_AGE"] = 600
 DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

@@ -28,6 +28,12 @@ from services.broker import refuse_open
 try:
     django.setup()
     refuse_open(settings.CELERY_BROKER_URL)
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            encoding = cursor.execute("SHOW server_encoding").fetchone()[0]
+        if encoding != "UTF8":
+            again = "make it anew with `createdb --encoding UTF8 --template template0`"
+            sys.exit(f"Its encoding is {encoding}: {again}.")
     if "migrate" in sys.argv:
         call_command("migrate", interactive=False, verbosity=0)
     else:

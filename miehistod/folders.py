@@ -55,8 +55,12 @@ def _make(path: Path, owner: tuple[int, int], mode: int) -> None:
     path.mkdir(exist_ok=True)
     if path.is_symlink() and path.lstat().st_uid != 0:
         raise OSError(0, "it is a symbolic link that root did not make", str(path))
-    os.chown(path, *owner)
-    path.chmod(mode)
+    # Only what is wrong is written: a container's site sees the logs on a file system that is read-only.
+    found = path.stat()
+    if (found.st_uid, found.st_gid) != owner:
+        os.chown(path, *owner)
+    if stat.S_IMODE(found.st_mode) != mode or (found.st_uid, found.st_gid) != owner:
+        path.chmod(mode)
 
 
 def _give_files(folder: Path, account: Account) -> None:

@@ -25,6 +25,7 @@ PRIVATE_NAMES = (
     "NOTIFY_SOCKET",
     "LISTEN_FDS",
     "LISTEN_PID",
+    "DATABASE_PASSWORD_FILE",
 )
 
 
@@ -121,6 +122,7 @@ class Launcher:
         """A part's environment: ours, the settings in full, and nothing of root's session."""
         settings = self.settings
         env = {name: text for name, text in os.environ.items() if name not in PRIVATE_NAMES}
+        env |= self._database_password()
         env |= {
             "DJANGO_SETTINGS_MODULE": "miehisto_web.settings",
             "PYTHONUNBUFFERED": "1",
@@ -134,6 +136,17 @@ class Launcher:
             "CELERY_BROKER_URL": settings.broker_url or settings.own_broker_url,
         }
         return env
+
+    def _database_password(self) -> dict[str, str]:
+        """The password in DATABASE_PASSWORD_FILE, which the site's user may not read, as libpq takes it."""
+        name = os.environ.get("DATABASE_PASSWORD_FILE", "")
+        try:
+            return {"PGPASSWORD": Path(name).read_text(encoding="utf-8").strip()} if name else {}
+        except OSError as error:
+            raise CannotRun(
+                f"The file of DATABASE_PASSWORD_FILE cannot be read: {error.strerror}.",
+                f"See that {name} is there.",
+            ) from error
 
     def run_python_as_user(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
         """Runs Python as the site's user to its end and returns what it said.

@@ -33,9 +33,15 @@ DEFAULT_PREFIX = Path("/opt/miehisto")
 class Setup:
     """One run of the set-up, for one checkout."""
 
-    def __init__(self, *, dev: bool) -> None:
-        """Read the settings that set-up itself obeys; `dev` adds what tests and linters need."""
+    def __init__(self, *, dev: bool, image: bool = False) -> None:
+        """Read the settings that set-up itself obeys.
+
+        Args:
+            dev: adds what tests and linters need.
+            image: builds a container's image, where nothing can be dumped: no probe, no database.
+        """
         self.dev = dev
+        self.image = image
         self.venv = ROOT / ".venv"
         self.prefix = Path(os.environ.get("MIEHISTO_PREFIX", DEFAULT_PREFIX)).absolute()
         self.user = os.environ.get("MIEHISTO_USER", "miehisto")
@@ -55,12 +61,12 @@ class Setup:
         _tell("user", f"{self.user} {'created' if ensure_user(self.user) else 'is there'}")
         self._python()
         self._tini()
-        criu = self._criu()
-        _tell("criu", criu)
+        _tell("criu", self._criu())
         if self.prefix != DEFAULT_PREFIX:
             link, tini = self.prefix / "bin/criu", os.environ["MIEHISTO_TINI"]
             _tell("settings", f"start miehistod with MIEHISTO_CRIU={link} MIEHISTO_TINI={tini}")
-        self._database()
+        if not self.image:
+            self._database()
 
     def _python(self) -> None:
         interpreter = choose_interpreter(self.user)
@@ -90,8 +96,10 @@ class Setup:
         linked = (site_packages(self.venv) / "pycriu/__init__.py").exists()
         if linked and link.exists() and self.stamps.fresh("criu", inputs_digest(self.prefix)):
             return f"{criu_version(link)} passed the probe before, {link.resolve()}"
-        found = find_criu(self.prefix, self.codename, self._probe)
+        found = find_criu(self.prefix, self.codename, (lambda *_: "") if self.image else self._probe)
         link_pycriu(self.venv, found.pycriu_folder)
+        if self.image:
+            return f"{found.version}, {found.binary}; `mhctl check` probes it where it runs"
         self.stamps.done("criu", inputs_digest(self.prefix))
         return f"{found.version} dumped and restored the probe, {found.binary}"
 
@@ -149,10 +157,11 @@ def main() -> int:
         prog="scripts/setup", description="Set up Miehistö on this Debian 12 or 13."
     )
     parser.add_argument("--dev", action="store_true", help="also what the tests and linters need")
+    parser.add_argument("--image", action="store_true", help="inside the build of a container's image")
     options = parser.parse_args()
     start = time.monotonic()
     try:
-        setup = Setup(dev=options.dev)
+        setup = Setup(dev=options.dev, image=options.image)
         codename = check_host()
         with _alone(setup.prefix):
             setup.run(codename)

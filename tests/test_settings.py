@@ -14,7 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 from miehisto_web.environment import database_from_url, host_of_bind, newest_tini, secret_key
 
 ROOT = Path(__file__).parent.parent
-NAME = re.compile(r"\b(?:MIEHISTO_[A-Z_]*[A-Z]|DATABASE_URL|CELERY_BROKER_URL)\b")
+NAME = re.compile(r"\b(?:MIEHISTO_[A-Z_]*[A-Z]|DATABASE_URL|DATABASE_PASSWORD_FILE|CELERY_BROKER_URL)\b")
 PACKAGES = ("miehisto_web", "services", "images", "worker", "miehistod", "mhctl")
 
 

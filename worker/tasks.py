@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from celery import shared_task
 from celery.signals import worker_process_init
 from django.conf import settings
+from django.db import DatabaseError
 from django.utils import timezone
 
 from images import contents, origins
@@ -138,15 +139,27 @@ def _run(job_id: str) -> None:
         _error(job)
     else:
         found = outcome.truth
-        surely(
+        _end(
+            job,
             lambda: operations.succeed(
                 job,
                 service_state=found.state if found else None,
                 result=outcome.result,
                 statistics=outcome.statistics,
                 **(found.extras() if found else {}),
-            )
+            ),
         )
+
+
+def _end(job: Job, write: Callable[[], None]) -> None:
+    """Write a job's end. One that the database refuses for what it says must not leave the job running."""
+    try:
+        surely(write)
+    except DatabaseError:
+        log.exception("job %s: its end cannot be written as it is", job.pk)
+        found = _truth_after_failure(job)
+        said = "The database refused what the job's end says; the worker's log has both."
+        surely(lambda: operations.error(job, said, found.state if found else None))
 
 
 def _fail(job: Job, failure: JobFailed) -> None:
@@ -155,7 +168,8 @@ def _fail(job: Job, failure: JobFailed) -> None:
         found = found._replace(reason=failure.message)
     log_file = {JobKind.DUMP: "dump.log", JobKind.RESTORE: "restore.log"}.get(JobKind(job.kind))
     said = _said_since(job, paths().runtime(job.service_ref) / "criu" / log_file) if log_file else ""
-    surely(
+    _end(
+        job,
         lambda: operations.fail(
             job,
             code=failure.code,
@@ -166,7 +180,7 @@ def _fail(job: Job, failure: JobFailed) -> None:
             log_text=said,
             service_state=found.state if found else None,
             **(found.extras() if found else {}),
-        )
+        ),
     )
 
 
@@ -182,7 +196,7 @@ def _error(job: Job) -> None:
     log.exception("job %s hit a bug", job.pk)
     found = _truth_after_failure(job)
     text = traceback.format_exc()
-    surely(lambda: operations.error(job, text, found.state if found else None))
+    _end(job, lambda: operations.error(job, text, found.state if found else None))
 
 
 def _truth_after_failure(job: Job) -> Truth | None:

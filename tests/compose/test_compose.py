@@ -1,0 +1,126 @@
+"""What someone gets who types `docker compose up`."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.compose.engine import Engine
+from tests.stack import CHECKOUT, eventually, free_port
+
+IGNORED = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "test-artifacts")
+
+
+class Compose:
+    """The project of docker-compose.yml, from a copy of this checkout."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.folder = engine.state / "checkout"
+        self.port = free_port()
+        shutil.copytree(CHECKOUT, self.folder, ignore=IGNORED, symlinks=True)
+        (self.folder / "secrets").mkdir()
+        password = self.folder / "secrets/database_password"
+        password.write_text(secrets.token_hex(24) + "\n")
+        password.chmod(0o600)
+        engine.environment["MIEHISTO_PUBLISH"] = f"127.0.0.1:{self.port}"
+
+    def __call__(self, *words: str, timeout: float = 600) -> str:
+        """Run `docker compose` with these words."""
+        return self.engine.docker("compose", "--project-directory", str(self.folder), *words, timeout=timeout)
+
+    def mhctl(self, *words: str) -> str:
+        """Run mhctl in the worker's container."""
+        return self("exec", "-T", "worker", "mhctl", *words, timeout=120).strip()
+
+    def python(self, part: str, program: str) -> str:
+        """Run a Python program as root in a part's container."""
+        return self("exec", "-T", part, ".venv/bin/python", "-c", program, timeout=60).strip()
+
+
+@pytest.fixture(scope="module")
+def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
+    """The stack, built and healthy."""
+    engine = Engine(tmp_path_factory.mktemp("engine"))
+    try:
+        engine.start()
+        made = Compose(engine)
+        try:
+            made("up", "--build", "--detach", "--wait", "--wait-timeout", "120")
+            yield made
+        except AssertionError:
+            sys.stderr.write(made("logs", "--no-color", "--tail", "50"))
+            raise
+        finally:
+            made("down", "--volumes", "--remove-orphans")
+    finally:
+        engine.stop()
+
+
+def page(port: int, path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def test_the_dashboard_is_published_on_this_host_alone(compose: Compose) -> None:
+    status, text = page(compose.port, "/login/")
+    assert status == 200
+    assert "Miehistö" in text
+    assert compose("port", "site", "14444").strip() == f"127.0.0.1:{compose.port}"
+
+
+def test_this_host_passes_its_check(compose: Compose) -> None:
+    checks = json.loads(compose.mhctl("check", "--json"))["result"]
+    assert checks["able"] is True
+
+
+def test_a_service_is_dumped_the_stack_restarted_and_the_service_restored(compose: Compose) -> None:
+    counter = (
+        "import http.server as h\n"
+        "class Count(h.BaseHTTPRequestHandler):\n"
+        "    seen = 0\n"
+        "    def do_GET(self):\n"
+        "        Count.seen += 1\n"
+        "        self.send_response(200); self.end_headers(); self.wfile.write(b'%d' % Count.seen)\n"
+        "h.HTTPServer(('127.0.0.1', 8080), Count).serve_forever()\n"
+    )
+    ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8080', timeout=5).read().decode())"
+    service = compose.mhctl("service", "create", "--name", "counter", "python3", "-c", counter)
+    assert [eventually(lambda: compose.python("worker", ask)) for _ in range(2)] == ["1", "2"]
+    image = Path(compose.mhctl("service", "dump", "counter")).name
+    compose("down")
+    compose("up", "--detach", "--wait", "--wait-timeout", "120")
+    shown = json.loads(compose.mhctl("service", "show", service, "--json"))
+    assert shown["status"] == "dumped"
+    assert compose.mhctl("service", "restore", "--from", image) == image
+    assert compose.python("worker", ask) == "3"
+    compose.mhctl("service", "stop", "counter")
+
+
+def test_the_site_has_neither_images_nor_rights(compose: Compose) -> None:
+    files = ("find", "/var/lib/miehisto/images", "/var/lib/miehisto/services", "-type", "f")
+    assert compose("exec", "-T", "worker", *files) != ""
+    assert compose("exec", "-T", "site", *files) == ""
+    status = compose("exec", "-T", "site", "grep", "CapBnd", "/proc/self/status")
+    bounding = int(status.split()[1], 16)
+    sys_admin, sys_ptrace, net_admin = 21, 19, 12
+    assert not bounding & (1 << sys_admin | 1 << sys_ptrace | 1 << net_admin)
+
+
+def test_no_secret_stands_in_an_environment_that_the_engine_shows(compose: Compose) -> None:
+    password = (compose.folder / "secrets/database_password").read_text().strip()
+    for part in ("site", "worker", "redis", "postgres"):
+        container = compose("ps", "--quiet", part).strip()
+        assert password not in compose.engine.docker("inspect", container)
