@@ -15,7 +15,8 @@ from typing import Any
 import pycriu.images
 import pytest
 
-from worker import connections, criu, explaining, process, supervision
+from worker import connections, explaining, preflight, process, supervision
+from worker.errors import JobFailed
 from worker.paths import Paths
 from worker.process import Process
 
@@ -62,7 +63,25 @@ def test_files_of_criu_that_are_none(tmp_path: Path) -> None:
     large = tmp_path / "inventory.img"
     large.write_bytes(whole)
     os.truncate(large, 1 << 40)
-    assert criu.entries(large) == []
+    assert connections.run_of(tmp_path) == ""
+
+
+def test_an_account_that_cannot_be_read_is_not_allowed(tmp_path: Path) -> None:
+    """Root's policy asks who would run; a file that CRIU may understand and we don't is refused."""
+    core = tmp_path / "core-2.img"
+    for content in (
+        b"",
+        b"\0" * 8,
+        os.urandom(100),
+        (0x54564319).to_bytes(4, "little") + b"\x16\x40\x10\x55",
+    ):
+        core.write_bytes(content)
+        with pytest.raises(JobFailed) as caught:
+            preflight.accounts_in(tmp_path)
+        assert caught.value.code == "image_damaged"
+    os.truncate(core, 1 << 40)
+    with pytest.raises(JobFailed):
+        preflight.accounts_in(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 def run_of(image: Path) -> str:
     """Return the name of the CRIU run that made an image, by which it has named its firewall table."""
-    inventory = criu.entries(image / "inventory.img")
+    inventory = criu.entries_if_any(image / "inventory.img")
     return str(inventory[0].get("dump_criu_run_id", "")) if inventory else ""
 
 

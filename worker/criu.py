@@ -283,22 +283,31 @@ def statistics(folder: Path) -> Statistics:
 
 
 def entries(image: Path) -> list[dict[str, Any]]:
-    """Return the decoded entries of one of CRIU's image files; none if it is missing or cannot be decoded.
+    """Return the decoded entries of one of CRIU's image files; none if it is missing.
 
-    An imported image may hold anything under such a name, and protobuf's and pycriu's complaints about it are
-    of every kind.
+    Raises:
+        Exception: of any kind, for pycriu and protobuf complain in many, when it cannot be decoded.
     """
     try:
         with image.open("rb") as file:
             if os.fstat(file.fileno()).st_size > _MOST_DECODED:
-                raise ValueError("it is too large")
+                raise ValueError("it is too large to be decoded")
             found: list[dict[str, Any]] = pycriu.images.load(file)["entries"]
     except FileNotFoundError:
         return []
+    return found
+
+
+def entries_if_any(image: Path) -> list[dict[str, Any]]:
+    """Return what `entries` does, or nothing when that fails: for notes about an image, never for a right.
+
+    An imported image may hold anything under such a name, and must be deleted or explained all the same.
+    """
+    try:
+        return entries(image)
     except Exception as error:
         log.warning("%s cannot be decoded: %r", image, error)
         return []
-    return found
 
 
 def external_for_dump(mounts: Sequence[tuple[str, str]]) -> list[str]:

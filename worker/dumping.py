@@ -218,7 +218,7 @@ def _comm(image: Path) -> str:
     """Return the name of the service's own process: the first that is not its init."""
     tasks = sorted(image.glob("core-*.img"), key=lambda path: int(path.stem.rpartition("-")[2]))
     for path in tasks[1:]:
-        for entry in criu.entries(path):
+        for entry in criu.entries_if_any(path):
             core = entry.get("tc")
             if isinstance(core, dict):
                 return str(core.get("comm", ""))

@@ -76,7 +76,9 @@ def _holders(image: Path) -> str:
 def listening_ports(image: Path) -> list[int]:
     """Return the TCP ports that the processes in an image listen on."""
     sockets = [
-        entry["isk"] for entry in criu.entries(image / "files.img") if isinstance(entry.get("isk"), dict)
+        entry["isk"]
+        for entry in criu.entries_if_any(image / "files.img")
+        if isinstance(entry.get("isk"), dict)
     ]
     # pycriu gives a TCP state as a name or, for the kernel's TCP_LISTEN, as 10.
     return [int(sock["src_port"]) for sock in sockets if sock.get("state") in {"LISTEN", "TCP_LISTEN", 10}]

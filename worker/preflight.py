@@ -55,7 +55,10 @@ def accounts_in(image: Path) -> set[tuple[int, int]]:
     found: set[tuple[int, int]] = set()
     for path in sorted(image.glob("core-*.img")):
         try:
-            for entry in criu.entries(path):
+            decoded = criu.entries(path)
+            if not decoded:
+                raise ValueError("it is empty")  # of whom CRIU makes something of it nobody knows who it is
+            for entry in decoded:
                 owner = entry["thread_core"]["creds"]
                 groups = [owner["gid"], owner["egid"], owner["sgid"]]
                 found.update(zip((owner["uid"], owner["euid"], owner["suid"]), groups, strict=True))
