@@ -9,7 +9,7 @@ from images import contents, operations
 from images.models import Image
 from services import inspection
 from services import operations as service_operations
-from services.actors import Actor
+from services.actors import Actor, require_operator
 from services.models import Job, Service
 from services.problems import Problem, bad_input
 from services.references import not_found
@@ -31,12 +31,19 @@ _OF_IMAGES: dict[JobKind, Callable[..., Job]] = {
 _ENDED_BADLY = {JobState.FAILED, JobState.ERRORED, JobState.LOST, JobState.CANCELLED}
 
 
+def may_retry(job: Job) -> bool:
+    """Tell whether a job has ended without success and is of a kind that can be asked for again."""
+    again = {JobKind.CHECK, JobKind.CHECK_SERVICE, *_OF_SERVICES, *_OF_IMAGES}
+    return job.state in _ENDED_BADLY and JobKind(job.kind) in again
+
+
 def request_retry(job: Job, *, actor: Actor, source: str, options: dict[str, Any] | None = None) -> Job:
     """Ask again for what a job was asked for; the new one names it (`retry_of`).
 
     options: besides those of the job, or instead of them; for example those of one of its error's actions.
     Raises Problem not_retryable, bad_input, and whatever the operation itself raises.
     """
+    require_operator(actor)
     if job.state not in _ENDED_BADLY:
         raise Problem(
             "not_retryable",
