@@ -66,7 +66,9 @@ API = {
     "POST /check-command": Row(O, 202, body=CREATE),
     "GET /jobs": Row(V, 200),
     "GET /jobs/{reference}": Row(V, 200, "job"),
+    "GET /jobs/{reference}/log": Row(V, 200, "job"),
     "POST /jobs/{reference}/cancel": Row(O, 200, "job"),
+    "POST /jobs/{reference}/retry": Row(O, 409, "job"),  # it has not failed
     "POST /check": Row(O, 202),
     "GET /nodes": Row(V, 200),
     "GET /node": Row(V, 200),
