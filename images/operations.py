@@ -12,7 +12,7 @@ from services import criu_options, validation
 from services.actors import Actor, require_account, require_admin, require_operator
 from services.auditing import record_audit
 from services.models import Job, Node, Service
-from services.operations import name_taken, new_job, require_state
+from services.operations import name_taken, new_job, observe, require_state
 from services.problems import Problem
 from services.references import not_found
 from services.states import JobKind, ServiceState
@@ -141,10 +141,27 @@ def record(
 
 
 def forget(image_id: str) -> None:
-    """Delete the row of an image whose files are gone; a service stops pointing at it."""
+    """Delete the row of an image whose files are gone; a service that was nothing else has ended by that."""
     with transaction.atomic():
         Image.objects.filter(pk=image_id).delete()
-        Service.objects.filter(image_id=image_id).update(image_id="")
+        pointing = Service.objects.filter(image_id=image_id)
+        ended = list(pointing.filter(status=ServiceState.DUMPED).values_list("pk", flat=True))
+        pointing.update(image_id="")
+        for service_id in ended:
+            observe(
+                service_id,
+                state=ServiceState.EXITED,
+                pid=None,
+                supervisor_pid=None,
+                exit_code=None,
+                exit_signal=None,
+                reason="It was dumped, and its image is no longer in the pool.",
+            )
+
+
+def point(service_id: str, image_id: str) -> None:
+    """Say which image a dumped service is, if its row doesn't."""
+    Service.objects.filter(pk=service_id, status=ServiceState.DUMPED, image_id="").update(image_id=image_id)
 
 
 def mark_verified(image_id: str, damaged: list[str]) -> None:

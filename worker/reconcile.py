@@ -272,6 +272,8 @@ def rescan(paths: Paths, node: Node) -> list[str]:
                 operations.observe(service_id, state=found.state, **found.extras())
             changes.append(f"service {service_id}: made its row from its spec")
     changes += _record_missing_images(paths, node)
+    for service_id in sorted(present):
+        images.point(service_id, connections.present_image(paths, service_id))
     for image_id in sorted(known - on_disk):
         images.forget(image_id)
         changes.append(f"image {image_id}: dropped its row, it is not in the pool")
