@@ -40,19 +40,21 @@ class Lab(Stack):
         found = {}
         for pid in process.children(self.daemon.pid):
             try:
-                words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+                line = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
             except OSError:
                 continue
-            for name, sign in {"redis": "--unixsocket", "scheduler": "beat", "site": "gunicorn"}.items():
-                if sign in words or any(word.endswith(sign) for word in words[:3]):
-                    found[name] = pid
-            if "celery" in words and "worker" in words:
-                found["worker"] = pid
+            words = {os.path.basename(word) for word in line.replace("\0", " ").split()}
+            signs = {"redis-server": "redis", "worker": "worker", "beat": "scheduler", "gunicorn": "site"}
+            name = next((name for sign, name in signs.items() if sign in words), "")
+            if name:
+                found[name] = pid
         return found
 
     def part(self, name: str) -> int:
         """Return the PID of a part, once it is there."""
-        return eventually(lambda: self.parts().get(name, 0), 30)
+        found = eventually(lambda: self.parts().get(name, 0), 30)
+        assert found, f"there is no {name}"
+        return found
 
     def pool(self) -> list[int]:
         """Return the PIDs of the worker's pool processes."""
@@ -123,7 +125,6 @@ def only_lab() -> Iterator[Lab]:
 @pytest.fixture
 def lab(only_lab: Lab) -> Iterator[Lab]:
     """That node with nothing on it, before and after each test."""
-    only_lab.renew() if only_lab.deaths else None
+    only_lab.calm()
     yield only_lab
-    only_lab.renew() if only_lab.deaths else None
     only_lab.clear()

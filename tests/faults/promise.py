@@ -26,6 +26,7 @@ from worker import orphans, process
 SETTLED_WITHIN = 10.0
 """Seconds after the last job's end within which rows, folders and processes must agree."""
 
+_CRIU = re.compile(r"criu: (dump|restore)\b|[^\0]*criu\0swrk\0")
 _RUNMH = re.compile(r"runmh[ \0](\w+)[ \0]([0-9a-f]{32})\b")
 
 
@@ -91,7 +92,7 @@ def holds(
     def wrong() -> list[str]:
         orphans.reap(frozenset([node.daemon.pid] if node.daemon else []))
         found = [line for service in services for line in _wrong_with(service, may_end)]
-        return found + _wrong_on_disk(node, services, images) + _wrong_on_host(node, before)
+        return found + wrong_on_disk(node, read=images) + wrong_on_host(node, before)
 
     found: list[str] = []
 
@@ -168,8 +169,8 @@ def processes_of(service: Kept) -> tuple[list[int], list[int]]:
 
 
 def criu_processes() -> list[int]:
-    """Return the PIDs of each CRIU at work."""
-    return [pid for pid, words in _command_lines() if "\0swrk\0" in words and "criu" in words.split("\0")[0]]
+    """Return the PIDs of each CRIU that has a request or waits for one."""
+    return [pid for pid, words in _command_lines() if _CRIU.match(words)]
 
 
 def _command_lines() -> list[tuple[int, str]]:
@@ -189,7 +190,8 @@ def _zombies() -> list[str]:
     return found
 
 
-def _wrong_on_disk(node: Stack, services: Sequence[Kept], read: bool) -> list[str]:
+def wrong_on_disk(node: Stack, *, read: bool) -> list[str]:
+    """Return where the pool and the rows of images differ, and, with `read`, what is damaged."""
     pool = node.state / "images"
     folders = {path.name for path in pool.iterdir()}
     found = [f"the pool has {name}" for name in sorted(folders) if not re.fullmatch("[0-9a-f]{32}", name)]
@@ -220,7 +222,8 @@ def damage(image: Path) -> list[str]:
     return found
 
 
-def _wrong_on_host(node: Stack, before: Host) -> list[str]:
+def wrong_on_host(node: Stack, before: Host) -> list[str]:
+    """Return what is left on the host that was not there before."""
     now = host(node)
     found = [f"a CRIU is left at work: {pid}" for pid in criu_processes()]
     for kind, was, has in zip(Host._fields, before, now, strict=True):

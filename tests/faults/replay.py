@@ -65,7 +65,8 @@ def contradictions(database: Path, *, alone: bool = False) -> list[str]:
 def _jobs_wrong(jobs: dict[str, Job], events: list[tuple[Any, ...]]) -> list[str]:
     found = []
     told: dict[str, JobState] = {}
-    for job_id, status, _ in events:
+    taken: set[str] = set()
+    for job_id, status, text in events:
         now = JobState(status)
         was = told.get(job_id)
         if was is None and now is not JobState.QUEUED:
@@ -75,6 +76,10 @@ def _jobs_wrong(jobs: dict[str, Job], events: list[tuple[Any, ...]]) -> list[str
         elif was is not None and was in ENDED_JOB:
             found.append(f"job {job_id[:8]} had ended as {was}, and then was {now}")
         told[job_id] = now
+        if text.startswith("taken by"):
+            if job_id in taken:
+                found.append(f"job {job_id[:8]} was taken twice")
+            taken.add(job_id)
     for job in jobs.values():
         if told.get(job.id) != job.status:
             found.append(f"job {job.id[:8]} is {job.status}, its events say {told.get(job.id)}")
