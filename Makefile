@@ -4,7 +4,7 @@ BINDIR ?= $(PREFIX)/bin
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: help setup setup-dev install uninstall lint test test-faults test-compose fuzz demo bench bench-peers lock clean
+.PHONY: help setup setup-dev install uninstall lint test test-api audit test-faults test-compose fuzz demo bench bench-peers lock clean
 
 help:
 	@echo "make setup        everything Miehistö needs on this Debian 12 or 13 (as root)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-faults  kill, damage and fill what can be, as often as docs/reliability.md tells (hours)"
 	@echo "make fuzz         shape archives, images and states for a minute each (FUZZ_ARGS='--seconds 600')"
 	@echo "make test-compose docker-compose.yml on a container engine that it fetches (minutes)"
+	@echo "make test-api     2,000 requests made from the API's description; make audit asks for known holes"
 	@echo "make bench        measure against bare CRIU; make bench-peers against container engines"
 	@echo "make lock         write requirements*.txt anew from requirements*.in"
 	@echo "make clean        remove caches and the virtual environment; the database and the images stay"
@@ -49,6 +50,14 @@ test-faults: setup-dev
 
 test-compose: setup-dev
 	$(PYTHON) -m pytest tests/compose
+
+# Many more requests than in `make test`, other ones each time.
+test-api: setup-dev
+	API_EXAMPLES=2000 $(PYTHON) -m pytest tests/test_schema.py $(PYTEST_ARGS)
+
+# It needs the network, so it is no part of `make test`.
+audit: setup-dev
+	@scripts/audit
 
 demo: setup
 	@scripts/demo

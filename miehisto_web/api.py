@@ -7,6 +7,7 @@ from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.http import require_GET
 from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
+from ninja.openapi.schema import OpenAPISchema
 
 from images.api import router as images
 from images.contents_api import router as image_contents
@@ -16,7 +17,37 @@ from services.problems import Problem, bad_input, not_allowed
 
 log = logging.getLogger(__name__)
 
-api = NinjaAPI(
+ANY_CALL = {
+    400: "The request is for another host, or its body is not JSON.",
+    401: "There is no valid token and no session.",
+    403: "The caller lacks a role, or the CSRF token of a session.",
+    404: "There is no such thing, or no such address.",
+    408: "The body came too slowly.",
+    409: "It cannot be done now.",
+    413: "The body is larger than 1 MiB.",
+    422: "The input cannot be used.",
+    429: "Too many wrong tokens came from the caller's address.",
+}
+
+
+class DescribedAPI(NinjaAPI):
+    """The API, which describes also the errors that any call may answer with."""
+
+    def get_openapi_schema(self, **how: Any) -> OpenAPISchema:
+        described = super().get_openapi_schema(**how)
+        shape = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
+        for calls in described["paths"].values():
+            for call in calls.values():
+                for status, sentence in ANY_CALL.items():
+                    call["responses"][status] = {"description": sentence, "content": shape}
+                found = call["responses"].get(200, {})
+                answer = found.get("content", {}).get("application/json", {}).get("schema", {})
+                if answer.get("type") == "string":  # a log is text, though ninja knows only JSON
+                    found["content"] = {"text/plain": {"schema": answer}}
+        return described
+
+
+api = DescribedAPI(
     title="Miehistö",
     version="1",
     description="Dump and restore application servers. Calls that take time answer 202 with a job; "
