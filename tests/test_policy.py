@@ -17,7 +17,7 @@ import pytest
 
 from tests.isolation import POLICY
 from tests.servers import Redis, program, started
-from tests.stack import CHECKOUT, Stack
+from tests.stack import CHECKOUT, Stack, eventually
 from worker import manifest, policy
 from worker.errors import JobFailed
 from worker.policy import Policy
@@ -367,6 +367,33 @@ def test_the_images_take_no_more_than_they_may(stack: Stack, folder: Path) -> No
     server.grow()
     with rules('pool = "100M"'):
         stack.dump(service)
+
+
+def test_an_import_takes_no_more_than_the_images_may(stack: Stack, folder: Path) -> None:
+    server = Redis(folder)
+    image = stack.dump(started(stack, server))
+    archive = folder / "image.tar.zst"
+    stack.mhctl("image", "export", image, str(archive))
+    stack.mhctl("image", "delete", "--force", image)
+    with rules('pool = "1M"'):
+        refusal = stack.mhctl("image", "import", str(archive), check=False)
+        assert error_of_last_job(stack)["code"] == "pool_full"
+    assert refusal.code == 1
+    assert stack.mhctl("image", "import", str(archive)).out.strip() == image
+
+
+def test_no_more_services_run_than_may_though_all_start_at_once(stack: Stack) -> None:
+    with rules("services = 2"):
+        for _ in range(5):
+            stack.api("POST", "services", {"args": list(SLEEP)})
+
+        def ended() -> list[str]:
+            jobs = stack.api("GET", "jobs?limit=5").body
+            return [job["status"] for job in jobs if job["status"] in {"succeeded", "failed"}]
+
+        assert eventually(lambda: len(ended()) == 5, 30)
+    assert sorted(ended()) == ["failed"] * 3 + ["succeeded"] * 2
+    assert len(stack.api("GET", "services").body) == 2
 
 
 def test_nothing_runs_under_a_policy_that_cannot_be_read(stack: Stack) -> None:

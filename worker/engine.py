@@ -321,6 +321,7 @@ class Engine:
             identity=folder / archive_name(identity) if identity else None,
             check=check,
             notes=notes,
+            most=self.tools.policy().pool,
             step=self.step,
         ).run()
 

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from worker import encryption, manifest, programs
+from worker import encryption, manifest, preflight, programs
 from worker.errors import JobFailed, describe
 from worker.exporting import ORIGIN, Progress
 from worker.paths import Paths, checked_id
@@ -64,6 +64,7 @@ class Import:
         identity: the file of age's secret key, there too; None if there is none.
         check: is given the manifest's spec and raises JobFailed for one that no service could have.
         notes: what the manifest shall say of this import: by whom, when.
+        most: bytes that all images together may take, by root's policy; None for no such rule.
         step: is told each step.
     """
 
@@ -76,12 +77,14 @@ class Import:
         check: Callable[[dict[str, Any]], None],
         notes: dict[str, Any],
         step: Callable[[str], None],
+        most: int | None = None,
     ) -> None:
         self._paths = paths
         self._archive = archive
         self._identity = identity
         self._check = check
         self._notes = notes
+        self._most = most
         self._step = step
         self._resumed = 0
 
@@ -172,8 +175,7 @@ class Import:
         missing = sum(
             entry["size"] - min(entry["size"], _size(folder / name)) for name, entry in files.items()
         )
-        room = os.statvfs(folder)
-        if missing + _RESERVE > room.f_bavail * room.f_frsize:
+        if missing + _RESERVE > preflight.room_in(self._paths.images, self._most):
             raise JobFailed(
                 "pool_full",
                 f"The image pool has no room for the {missing >> 20} MiB of this image.",

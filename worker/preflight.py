@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -92,10 +93,7 @@ def check_room(pool: Path, init: int, most: int | None = None) -> None:
     Raises:
         JobFailed: less is free, or allowed, than the service's memory may need.
     """
-    free = os.statvfs(pool)
-    available = free.f_bavail * free.f_frsize
-    if most is not None:
-        available = min(available, most - _size_of(pool))
+    available = room_in(pool, most)
     pids = list(process.tree(init))
     # The quick sum counts shared pages once a process; the exact one is asked for only if it matters.
     if available >= _RESERVE + sum(map(_resident, pids)):
@@ -112,14 +110,25 @@ def check_room(pool: Path, init: int, most: int | None = None) -> None:
         )
 
 
+def room_in(pool: Path, most: int | None) -> int:
+    """Return the bytes that may still be written into the image pool.
+
+    Args:
+        most: bytes that all images together may take, by root's policy; None for no such rule.
+    """
+    free = os.statvfs(pool)
+    available = free.f_bavail * free.f_frsize
+    return available if most is None else min(available, most - _size_of(pool))
+
+
 def _size_of(pool: Path) -> int:
-    """Return the bytes that the files of a pool take on its disk."""
-    return sum(
-        file.stat(follow_symlinks=False).st_blocks * 512
-        for image in os.scandir(pool)
-        if image.is_dir(follow_symlinks=False)
-        for file in os.scandir(image)
-    )
+    """Return the bytes that the files of a pool take on its disk, those of unfinished images too."""
+    taken = 0
+    for folder, _, files in os.walk(pool):
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):  # an image that is deleted meanwhile
+                taken += os.lstat(f"{folder}/{name}").st_blocks * 512
+    return taken
 
 
 def _resident(pid: int) -> int:
