@@ -18,6 +18,7 @@ import pytest
 from worker import connections, explaining, preflight, process, supervision
 from worker.errors import JobFailed
 from worker.paths import Paths
+from worker.policy import Policy
 from worker.process import Process
 
 _PR_SET_NAME = 15
@@ -77,11 +78,11 @@ def test_an_account_that_cannot_be_read_is_not_allowed(tmp_path: Path) -> None:
     ):
         core.write_bytes(content)
         with pytest.raises(JobFailed) as caught:
-            preflight.accounts_in(tmp_path)
+            preflight.check_insides(tmp_path, Policy(root=False))
         assert caught.value.code == "image_damaged"
     os.truncate(core, 1 << 40)
     with pytest.raises(JobFailed):
-        preflight.accounts_in(tmp_path)
+        preflight.check_insides(tmp_path, Policy(root=False))
 
 
 @pytest.mark.parametrize(

@@ -332,6 +332,33 @@ def test_an_image_is_restored_only_if_the_policy_lets_it_run(stack: Stack, folde
     assert server.state() == held
 
 
+def test_an_image_keeps_nothing_that_the_policy_forbids(stack: Stack, folder: Path) -> None:
+    """What was asked for and given before root forbade it does not come back with the memory."""
+    server = Redis(folder)
+    service = started(stack, server, "-u", "nobody", "--cap-add", "NET_RAW", "--new-privileges")
+    held = server.state()
+    image = stack.dump(service)
+    forbidden = {
+        "capabilities = []": "would keep CAP_NET_RAW",
+        "new_privileges = false": "could gain privileges",
+    }
+    lies = {"capabilities = []": "was dumped with CAP_NET_RAW", "new_privileges = false": "the right to gain"}
+    path = stack.folder / "state/images" / image
+    text = (path / manifest.NAME).read_text()
+    facts = manifest.read(path)
+    lie = manifest._summed({**facts, "spec": {**facts["spec"], "privileges": {}}})
+    for rule, said in forbidden.items():
+        with rules(rule):
+            assert said in stack.mhctl("service", "restore", "--from", image, check=False).err
+            (path / manifest.NAME).write_text(json.dumps(lie))
+            with written_by_hand(stack, service, "privileges", "{}"):
+                assert lies[rule] in stack.mhctl("service", "restore", "--from", image, check=False).err
+            (path / manifest.NAME).write_text(text)
+    with rules('capabilities = ["NET_RAW"]'):
+        stack.restore(image)
+    assert server.state() == held
+
+
 def test_a_service_that_may_not_start_again_is_not_stopped(stack: Stack) -> None:
     service = stack.create(*SLEEP)
     pid = stack.show("service", service)["pid"]

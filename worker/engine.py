@@ -108,8 +108,7 @@ class Engine:
         specs.checked(facts["spec"])
         facts["spec"] = policy.check_image(facts)
         preflight.check_limits(facts["spec"]["limits"])
-        if policy.restricts_accounts:
-            policy.check_accounts(preflight.accounts_in(self.paths.image(image_id)))
+        preflight.check_insides(self.paths.image(image_id), policy)
         return policy
 
     def start(self, service_id: str, spec: dict[str, Any]) -> Running:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from worker import places
 from worker.errors import JobFailed, describe
 from worker.runmh.launch import DEFAULT_PATH, Account, Refused, binds_of
+from worker.runmh.privileges import OF_ROOT, name_of
 
 DEFAULT = Path("/etc/miehisto/policy.toml")
 _SIZE = re.compile(r"(\d{1,12})([KMGT]?)\Z")
@@ -107,14 +108,33 @@ class Policy:
         if self.services is not None and living >= self.services:
             self._refuse("services", f"would be one more than the {self.services} that may run at once")
 
-    def check_accounts(self, accounts: Iterable[tuple[int, int]]) -> None:
-        """Check the (uid, gid) pairs of processes.
+    def check_process(
+        self, accounts: Iterable[tuple[int, int]], capabilities: Iterable[int], *, may_gain: bool
+    ) -> None:
+        """Check what a process is that an image holds.
+
+        Args:
+            accounts: (uid, gid) of each user and group that it has or could take back.
+            capabilities: the numbers of those that it has or could get.
+            may_gain: whether a setuid program gives it rights.
 
         Raises:
-            JobFailed: one of them may not run here.
+            JobFailed: no such process may run here.
         """
         for uid, gid in sorted(set(accounts)):
             self._check_account({"user": str(uid), "group": str(gid)})
+        if self.capabilities is not None and "ALL" not in self.capabilities:
+            for number in sorted(set(capabilities) - OF_ROOT):
+                name = name_of(number)
+                if name not in self.capabilities:
+                    self._refuse("capabilities", f"was dumped with CAP_{name}")
+        if may_gain and not self.new_privileges:
+            self._refuse("new_privileges", "was dumped with the right to gain privileges")
+
+    @property
+    def restricts_insides(self) -> bool:
+        """Whether it matters what the processes in an image are, beyond what its spec says."""
+        return self.restricts_accounts or self.capabilities is not None or not self.new_privileges
 
     @property
     def restricts_accounts(self) -> bool:
@@ -198,7 +218,7 @@ class Policy:
     def _check_privileges(self, asked: Mapping[str, Any]) -> None:
         if self.capabilities is not None:
             for name in asked.get("cap_add", []):
-                if name not in self.capabilities:
+                if not {name, "ALL"} & set(self.capabilities):
                     self._refuse("capabilities", f"would keep CAP_{name}")
         if not self.new_privileges and asked.get("new_privileges"):
             self._refuse("new_privileges", "could gain privileges by running a program")

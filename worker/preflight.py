@@ -10,7 +10,9 @@ from typing import Any
 from worker import cgroups, criu, manifest, namespaces, process
 from worker.criu import Account, has_sys_resource
 from worker.errors import JobFailed
+from worker.policy import Policy
 from worker.runmh.launch import binds_of
+from worker.runmh.privileges import numbers
 
 # Room that the pool keeps beside the memory itself, for CRIU's other files and the manifest.
 _RESERVE = 16 * 1024 * 1024
@@ -47,25 +49,32 @@ def account_for_dump(init: int) -> Account | None:
     )
 
 
-def accounts_in(image: Path) -> set[tuple[int, int]]:
-    """Return the (uid, gid) that the processes in an image have, or could take back.
+def check_insides(image: Path, policy: Policy) -> None:
+    """Check what the processes in an image are, whatever its manifest says of them.
 
     Raises:
-        JobFailed: the image is damaged.
+        JobFailed: root's policy forbids it, or the image is damaged.
     """
-    found: set[tuple[int, int]] = set()
+    if not policy.restricts_insides:
+        return
     for path in sorted(image.glob("core-*.img")):
         try:
-            decoded = criu.entries(path)
-            if not decoded:
+            owners = [entry["thread_core"]["creds"] for entry in criu.entries(path)]
+            if not owners:
                 raise ValueError("it is empty")  # of whom CRIU makes something of it nobody knows who it is
-            for entry in decoded:
-                owner = entry["thread_core"]["creds"]
-                groups = [owner["gid"], owner["egid"], owner["sgid"]]
-                found.update(zip((owner["uid"], owner["euid"], owner["suid"]), groups, strict=True))
+            accounts = {
+                (owner[user], group)
+                for owner in owners
+                for user in ("uid", "euid", "suid")
+                for group in (owner["gid"], owner["egid"], owner["sgid"], *owner.get("groups", []))
+            }
+            # The bounding set is what they could have; what they have may be more, if they made it smaller.
+            held = [owner[kind] for owner in owners for kind in ("cap_prm", "cap_inh", "cap_bnd")]
+            capabilities = frozenset[int]().union(*(numbers(low | high << 32) for low, high in held))
+            may_gain = not all(owner.get("no_new_privs") for owner in owners)
         except Exception as error:  # pycriu says in many ways that a file is not what it should be
             raise manifest.damaged(image, [f"{path.name}: {type(error).__name__}"]) from None
-    return found
+        policy.check_process(accounts, capabilities, may_gain=may_gain)
 
 
 def check_limits(limits: dict[str, int]) -> None:

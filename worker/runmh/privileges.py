@@ -22,7 +22,7 @@ NAMES = (
 )  # fmt: skip
 _ALL = frozenset(range(64))
 # What servers that start as root need: to open their port and their files, and to become somebody else.
-_OF_ROOT = frozenset(
+OF_ROOT = frozenset(
     map(
         NAMES.index,
         ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "NET_BIND_SERVICE", "SETGID", "SETUID",
@@ -63,7 +63,7 @@ class Privileges:
         added = _numbers(asked.get("cap_add", []))
         if added != _ALL and added - present:
             raise NoSuchCapability(NAMES[min(added - present)])
-        default = _OF_ROOT if uid == 0 or self.may_gain else frozenset()
+        default = OF_ROOT if uid == 0 or self.may_gain else frozenset()
         self.kept = (default - _numbers(asked.get("cap_drop", [])) | added) & present
         # Root's programs get what the bounding set leaves; others get what is handed to them.
         self.handed_on = frozenset() if uid == 0 else added & present
@@ -102,8 +102,18 @@ def _numbers(names: Iterable[str]) -> frozenset[int]:
     return _ALL if "ALL" in found else frozenset(map(NAMES.index, found))
 
 
-def _mask(numbers: Iterable[int]) -> int:
-    return sum(1 << number for number in numbers)
+def _mask(some: Iterable[int]) -> int:
+    return sum(1 << number for number in some)
+
+
+def numbers(mask: int) -> frozenset[int]:
+    """Return the capabilities in a set as the kernel writes it."""
+    return frozenset(number for number in _ALL if mask >> number & 1)
+
+
+def name_of(number: int) -> str:
+    """Return the name of a capability; one that is newer than this list has its number."""
+    return NAMES[number] if number < len(NAMES) else str(number)
 
 
 def _prctl(option: int, value: int, third: int = 0) -> None:
