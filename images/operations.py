@@ -27,6 +27,18 @@ def request_restore(image: Image, *, actor: Actor, source: str, **options: Any) 
     Raises Problem service_running, job_active, image_in_use, service_differs, service_not_found (deleted, and
     the image's row doesn't say what it was).
     """
+    return _restore(image, options, actor=actor, source=source)
+
+
+def bring_back(image: Image, why: str) -> Job:
+    """Ask for a restore because the node was started anew, as the agent; `why` is the job's first event.
+
+    Raises Problem as `request_restore` does.
+    """
+    return _restore(image, {}, actor="agent", source="agent", why=why)
+
+
+def _restore(image: Image, options: dict[str, Any], *, actor: Actor, source: str, why: str = "") -> Job:
     asked = criu_options.checked(JobKind.RESTORE, {"accept_changed_files": False, **options})
     require_operator(actor)
     with transaction.atomic():
@@ -48,6 +60,7 @@ def request_restore(image: Image, *, actor: Actor, source: str, **options: Any) 
             service=service,
             image_id=current.pk,
             options=asked,
+            why=why,
             actor=actor,
             source=source,
         )

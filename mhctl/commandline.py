@@ -109,6 +109,7 @@ CREATE = Verb(
     Option("--cap-add", "NAME", "let it keep a capability (capabilities(7), or ALL)", many=True),
     Option("--cap-drop", "NAME", "take a capability that root's services have", many=True),
     Option("--new-privileges", "", "let setuid programs give it their rights"),
+    Option("--restore-on-boot", "", "bring it back from its newest sound image after a boot"),
     Option("--name", "NAME", "a name for the service"),
     *WAITING,
     aliases="add",
@@ -164,6 +165,13 @@ NOUNS: dict[str, list[Verb]] = {
             "what a service wrote",
             Option("-f --follow", "", "go on as it writes"),
             Option("-n --lines", "N", "only the last N lines", number=True),
+        ),
+        Verb(
+            "set",
+            "SERVICE",
+            "change what a service is",
+            Option("--restore-on-boot", "", "bring it back from its newest sound image after a boot"),
+            Option("--no-restore-on-boot", "", "leave it where it is after a boot"),
         ),
         Verb("rename", "SERVICE NEW_NAME", 'give a service another name ("" for none)'),
         Verb(

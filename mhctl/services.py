@@ -67,14 +67,15 @@ def create(parsed: Parsed) -> None:
         body["env"] = env
     if options["bind"]:
         body["binds"] = [_checked_bind(bind) for bind in options["bind"]]
-    if options["data"]:
-        body["data"] = options["data"]
     for group, names in _CONFINEMENT.items():
         asked = {name: options[name] for name in names if given_at_all(options[name])}
         if asked:
             body[group] = asked
-    if options["name"] is not None:
-        body["name"] = options["name"]
+    body |= {
+        name: options[name]
+        for name in ("data", "restore_on_boot", "name")
+        if options[name] not in (None, False, [])
+    }
     make_job(parsed, "POST", "services", body=body, result=service_id)
 
 
@@ -223,6 +224,20 @@ def logs(parsed: Parsed) -> None:
         response.close()
 
 
+def change(parsed: Parsed) -> None:
+    """`mhctl service set`."""
+    options = parsed.options
+    if options["restore_on_boot"] == options["no_restore_on_boot"]:
+        raise UsageError("One of --restore-on-boot and --no-restore-on-boot is needed.")
+    service = client_of(parsed).call(
+        "PATCH", path_of(parsed), body={"restore_on_boot": options["restore_on_boot"]}
+    )
+    if parsed.options["json"]:
+        put_json(service)
+    else:
+        put(f"{service['object_id']}\n")
+
+
 def rename(parsed: Parsed) -> None:
     """`mhctl service rename`."""
     service = client_of(parsed).call("PATCH", path_of(parsed), body={"name": parsed.operands[1]})
@@ -249,6 +264,7 @@ VERBS: dict[str, Callable[[Parsed], None]] = {
     "stop": stop,
     "restart": restart,
     "logs": logs,
+    "set": change,
     "rename": rename,
     "delete": delete,
 }

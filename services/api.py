@@ -18,6 +18,7 @@ from services.models import Job, Node, Service
 from services.presenting import job_object, log_object, node_object, service_object
 from services.problems import bad_input
 from services.schemas import (
+    Change,
     CheckedCommand,
     DumpOptions,
     ErrorAnswer,
@@ -26,7 +27,6 @@ from services.schemas import (
     NewService,
     NodeAnswer,
     Nothing,
-    Rename,
     ServiceAnswer,
     StopOptions,
 )
@@ -72,6 +72,7 @@ async def create_service(
             data=body.data,
             privileges=body.privileges.dict(),
             limits=body.limits.dict(),
+            restore_on_boot=body.restore_on_boot,
             **_who(request),
         )
 
@@ -94,12 +95,18 @@ async def show_service(request: HttpRequest, reference: str, show_env: bool = Fa
 
 
 @router.patch("/services/{reference}", response={200: ServiceAnswer, **ERRORS}, tags=["services"])
-async def rename_service(request: HttpRequest, reference: str, body: Rename) -> HttpResponse:
-    """Give a service another name."""
+async def change_service(request: HttpRequest, reference: str, body: Change) -> HttpResponse:
+    """Give a service another name, or say whether it comes back when its node is started anew."""
+    if body.name is None and body.restore_on_boot is None:
+        raise bad_input("Nothing is to be changed.", "Send name or restore_on_boot.")
 
     def change() -> dict[str, Any]:
         service = find_service(reference, shown=True)
-        return service_object(operations.rename(service, body.name, **_who(request)))
+        if body.restore_on_boot is not None:
+            service = operations.set_restore_on_boot(service, body.restore_on_boot, **_who(request))
+        if body.name is not None:
+            service = operations.rename(service, body.name, **_who(request))
+        return service_object(service)
 
     return JsonResponse(await in_thread(change))
 

@@ -70,6 +70,7 @@ class Service(models.Model):
     data = models.JSONField(blank=True, default=list)
     privileges = models.JSONField(blank=True, default=dict)
     limits = models.JSONField(blank=True, default=dict)
+    restore_on_boot = models.BooleanField(default=False)
     status = models.CharField(
         max_length=16, choices=_choices(ServiceState), default=ServiceState.CREATED.value
     )

@@ -44,6 +44,7 @@ def request_create(
     data: list[str] | None = None,
     privileges: dict[str, Any] | None = None,
     limits: dict[str, Any] | None = None,
+    restore_on_boot: bool = False,
     actor: Actor,
     source: str,
 ) -> Job:
@@ -52,6 +53,7 @@ def request_create(
     argv: the command and its arguments. user, group: names or numbers, "" for root and its group.
     cwd: absolute. binds: extra SRC:DST[:ro]. data: files and folders
     that must be at a restore what they were at the dump. privileges, limits: see confinement.py.
+    restore_on_boot: come back from the newest sound image when the node is started anew.
     source: web, api, mhctl, manage or agent.
     Raises Problem bad_input, name_taken, not_allowed.
     """
@@ -85,6 +87,7 @@ def request_create(
         data=validation.data_paths(data or [], "data"),
         privileges=checked_privileges,
         limits=confinement.limits(limits or {}),
+        restore_on_boot=validation.flag(restore_on_boot, "restore_on_boot"),
         created_at=now,
         changed_at=now,
         created_by=name_of(actor),
@@ -228,6 +231,25 @@ def rename(service: Service, name: str, actor: Actor, source: str = "") -> Servi
     return service
 
 
+def set_restore_on_boot(service: Service, wanted: bool, actor: Actor, source: str = "") -> Service:
+    """Say whether a service comes back from an image when its node is started anew.
+
+    Raises Problem bad_input, not_allowed: it brings the service to life as its user.
+    """
+    require_operator(actor)
+    wanted = validation.flag(wanted, "restore_on_boot")
+    if wanted:
+        require_account(actor, service.user, service.group)
+    with transaction.atomic():
+        if not Service.objects.filter(pk=service.pk).update(restore_on_boot=wanted):
+            raise not_found("service", service.pk)
+        detail = {"restore_on_boot": wanted}
+        record_audit(actor, source, "set", target_kind="service", target_id=service.pk, detail=detail)
+    bell.ring_service(service.pk)
+    service.restore_on_boot = wanted
+    return service
+
+
 def show_env(service: Service, *, actor: Actor, source: str) -> dict[str, str]:
     """Return a service's environment with its values, which are often secret; that goes on the record."""
     require(actor, OPERATE, "see the values of a service's environment", OPERATOR)
@@ -261,9 +283,11 @@ def new_job(
     image_id: str = "",
     options: dict[str, Any] | None = None,
     service_ref: str = "",
+    why: str = "",
 ) -> Job:
     """Insert a queued job with its first event and send it after the commit; call it in a transaction.
 
+    why: what its first event says, for a job that nobody has asked for.
     Raises Problem job_active when the service has an active job already.
     """
     now = timezone.now()
@@ -288,7 +312,7 @@ def new_job(
         if service is None:
             raise
         raise _job_active(service) from clash
-    event = JobEvent.objects.create(job=job, at=now, status=JobState.QUEUED)
+    event = JobEvent.objects.create(job=job, at=now, status=JobState.QUEUED, text=why)
     job.known_events = [event]
     about = ("image", image_id) if image_id and not service else ("service", job.service_ref)
     record_audit(
@@ -387,6 +411,7 @@ __all__ = [
     "request_start",
     "request_stop",
     "require_state",
+    "set_restore_on_boot",
     "show_env",
     "succeed",
 ]

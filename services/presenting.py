@@ -49,6 +49,7 @@ def service_object(service: Service, env: dict[str, str] | None = None) -> dict[
         "data": service.data,
         "privileges": service.privileges,
         "limits": service.limits,
+        "restore_on_boot": service.restore_on_boot,
         "exit_code": service.exit_code,
         "exit_signal": service.exit_signal,
         "created": moment(service.created_at),

@@ -312,6 +312,12 @@ def _end(
         transaction.on_commit(lambda: bell.ring(job.pk))
 
 
+def write_reason(service: Service, state: ServiceState, reason: str) -> None:
+    """Write why a service without a job is as it is, or has come to `state`; call it in a transaction."""
+    if may_move(service.state, state):
+        _write_service(service, state, reason=reason)
+
+
 def _write_service(
     service: Service,
     state: ServiceState,
@@ -364,4 +370,5 @@ __all__ = [
     "lose",
     "observe",
     "succeed",
+    "write_reason",
 ]

@@ -34,6 +34,7 @@ class Limits(Input):
 class NewService(Input):
     """args: command and arguments. user, group: names or numbers. cwd: absolute. binds: SRC:DST[:ro].
     data: files and folders, as the service sees them, that a restore compares with what they were.
+    restore_on_boot: come back from the newest sound image when the node is started anew.
     """
 
     args: list[str]
@@ -46,6 +47,14 @@ class NewService(Input):
     data: list[str] = Field(default_factory=list)
     privileges: Privileges = Field(default_factory=Privileges)
     limits: Limits = Field(default_factory=Limits)
+    restore_on_boot: bool = False
+
+
+class Change(Input):
+    """name: the new name; "" takes the name away. restore_on_boot: as for a new service. None: as it is."""
+
+    name: str | None = None
+    restore_on_boot: bool | None = None
 
 
 class Rename(Input):
@@ -129,6 +138,7 @@ class ServiceAnswer(Schema):
     data: list[str]
     privileges: dict[str, Any]
     limits: dict[str, int]
+    restore_on_boot: bool
     exit_code: int | None
     exit_signal: int | None
     created: str

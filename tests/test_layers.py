@@ -11,6 +11,7 @@ OURS = {"miehisto_web", "services", "images", "dashboard", "worker", "miehistod"
 WITH_ROWS = {
     "tasks.py",
     "agent.py",
+    "booting.py",
     "reconcile.py",
     "reading.py",
 }  # the worker's only modules that may know Django and rows

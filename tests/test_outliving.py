@@ -113,15 +113,22 @@ def test_a_service_outlives_its_supervisor(second_node: Stack, folder: Path) -> 
     assert (stopped["status"], stopped["exit_code"], stopped["pid"]) == ("stopped", 0, None)
 
 
-def test_nothing_is_lost_of_what_a_service_says_while_its_supervisor_is_dead(second_node: Stack) -> None:
+def test_nothing_is_lost_of_what_a_service_says_while_its_supervisor_is_dead(
+    second_node: Stack, folder: Path
+) -> None:
     """It may say more than fits into its pipe, and how it ends is known as well."""
     node = second_node
     count = 40_000
-    script = f"import time\nfor n in range({count}): print(n, flush=True)\ntime.sleep(1)\nraise SystemExit(7)"
+    enough = folder / "enough"
+    script = (
+        f"import os, time\nfor n in range({count}): print(n, flush=True)\n"
+        f"while not os.path.exists({str(enough)!r}): time.sleep(0.05)\nraise SystemExit(7)"
+    )
     service = node.create(program("python3"), "-c", script)
 
     kill_supervisor(node, service)
     kill_supervisor(node, service)
+    enough.touch()
     ended = eventually(lambda: (shown := node.show("service", service))["status"] == "exited" and shown)
     assert ended["exit_code"] == 7
     lines = node.mhctl("service", "logs", "-n", str(2 * count), service).out.splitlines()
@@ -134,6 +141,7 @@ def test_a_service_that_ends_with_its_supervisor_is_not_forgotten(second_node: S
     before = node.show("service", service)
     (init,) = process.children(before["ppid"])
     os.kill(before["ppid"], signal.SIGSTOP)  # it shall not say how its service ended
+    assert eventually(lambda: process.status(before["ppid"])["State"].startswith("T"))
     for pid in (init, before["ppid"]):
         os.kill(pid, signal.SIGKILL)
     ended = eventually(lambda: (shown := node.show("service", service))["status"] == "exited" and shown)

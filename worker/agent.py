@@ -25,6 +25,7 @@ from services.models import Job, Service
 from services.resending import Resender
 from services.states import JobState
 from worker import cgroups, criu, descriptors, exporting, forks, host, importing, reconcile, supervision
+from worker.booting import Boot
 from worker.errors import JobFailed
 from worker.paths import Paths
 from worker.reading import Reader
@@ -57,6 +58,7 @@ class Agent:
         self._watched: dict[str, int] = {}
         self._outputs: dict[str, int] = {}
         self._resender = Resender(node)
+        self._boot = Boot(paths, node)
         self._patience = patience
         self._waited: dict[str, float] = {}
         self._poll = select.poll()
@@ -97,9 +99,11 @@ class Agent:
                         (self._paths.run_dir / "worker.ready").touch()
                         beat = now
                     if now - sweep >= SWEEP_EVERY:
+                        self._boot.look()
                         reconcile.settle_lost_jobs(self._paths, self._node, self._overdue)
                         reconcile.end_services_without_trace(self._paths, self._node)
                         self._resender.sweep()
+                        self._boot.sweep()
                         sweep = now
                     if now - tidy >= TIDY_EVERY:
                         importing.sweep(self._paths.images)

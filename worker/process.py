@@ -89,6 +89,12 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def parent(pid: int) -> int:
+    """Return the PID of a process's parent; 0 if it is gone."""
+    fields = _stat(pid)
+    return int(fields[1]) if fields else 0
+
+
 def tree(pid: int) -> Iterator[int]:
     """Yield `pid` and all that descend from it."""
     yield pid

@@ -271,9 +271,10 @@ def _restore(job: Job, engine: Engine) -> Outcome:
         accept_changed_files=accepted,
         tcp_close=bool(job.options.get("tcp_close")),
     )
-    return Outcome(
-        _alive(running), {"image": job.image_id, "service": job.service_ref, "pid": running.shown_pid}
-    )
+    # What nobody has asked for says why it was done.
+    reason = job.events.earliest("id").text if job.source == "agent" else ""
+    found = _alive(running)._replace(reason=reason)
+    return Outcome(found, {"image": job.image_id, "service": job.service_ref, "pid": running.shown_pid})
 
 
 def _delete_service(job: Job, engine: Engine) -> Outcome:

@@ -28,6 +28,7 @@ class Command(JobCommand):
         parser.add_argument("--memory", metavar="SIZE")
         parser.add_argument("--tasks", type=int, metavar="N")
         parser.add_argument("--open-files", type=int, metavar="N")
+        parser.add_argument("--restore-on-boot", action="store_true")
         parser.add_argument("--name", default="")
         parser.add_argument("command", nargs=argparse.REMAINDER, metavar="[--] CMD ARG...")
 
@@ -49,6 +50,7 @@ class Command(JobCommand):
                 name: options[name] for name in ("cap_add", "cap_drop", "new_privileges", "private_tmp")
             },
             limits={name: options[name] for name in ("memory", "tasks", "open_files")},
+            restore_on_boot=options["restore_on_boot"],
             actor=me(),
             source="manage",
         )

@@ -1,0 +1,213 @@
+"""After a boot: restores the services that shall come back, each from its newest image that is sound.
+
+With tasks.py, agent.py, reading.py and reconcile.py a module of the worker that touches rows.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from pathlib import Path
+from typing import Any
+
+from images import operations as images
+from images.models import Image
+from services import booting
+from services.models import Job, Service
+from services.problems import Problem
+from services.states import JobState, ServiceState
+from worker import connections, supervision
+from worker.durable import write_json
+from worker.paths import Paths
+from worker.process import Process, parent
+
+log = logging.getLogger(__name__)
+
+_DAMAGED = {"image_damaged", "image_missing", "manifest_too_new"}
+"""Failures of a restore after which an older image is tried; after any other it would fail as well."""
+_LOST_AT_MOST = 3
+"""Restores of one image whose workers may die."""
+_ANEW = "The node was started anew"
+
+
+class Boot:
+    """What a boot has left to be done on one node.
+
+    A boot is a kernel's, but also a container's (another process is PID 1) and a loss of RUN_DIR, which holds
+    what is true until the next boot. What is left to be done is kept in STATE_DIR, so that it outlives a
+    worker, and a power cut in the midst of it.
+
+    Args:
+        paths: the node's folders.
+        node: its name.
+    """
+
+    def __init__(self, paths: Paths, node: str) -> None:
+        self._paths = paths
+        self._node = node
+        self._known = False
+        self._boot = ""
+        self._pending: dict[str, list[str]] = {}  # service → the jobs that were asked for
+
+    def look(self) -> None:
+        """Find out, once, whether this is a new boot; to be called before rows are settled."""
+        if self._known:
+            return
+        self._boot = _boot_of(self._paths.run_dir / "boot")
+        kept = _read(self._file)
+        self._pending = kept.get("pending", {})
+        if kept.get("boot") != self._boot:
+            _forget_processes(self._paths)
+            wanted = booting.wanted_back(self._node)
+            # What the boot before had tried is tried again.
+            self._pending = {service_id: [] for service_id in sorted({*self._pending, *wanted})}
+            self._keep()
+            if self._pending:
+                log.warning("a new boot: %d services shall come back", len(self._pending))
+        self._known = True
+
+    def sweep(self) -> None:
+        """Go on with what is left to be done; to be called after rows are settled."""
+        for service_id in list(self._pending):
+            if self._bring_back(service_id):
+                del self._pending[service_id]
+                self._keep()
+
+    @property
+    def _file(self) -> Path:
+        return self._paths.state_dir / "boot.json"
+
+    def _keep(self) -> None:
+        write_json(self._file, {"boot": self._boot, "pending": self._pending})
+
+    def _bring_back(self, service_id: str) -> bool:
+        """Ask for the next restore of a service; True once nothing is left to be asked for."""
+        service = Service.objects.filter(pk=service_id).first()
+        if service is None or not service.restore_on_boot or service.state is ServiceState.STOPPED:
+            return True
+        if Job.objects.active().filter(service=service).exists():
+            return False  # what was asked for goes first
+        asked = self._pending[service_id]
+        tries = sorted(Job.objects.filter(pk__in=asked), key=lambda job: asked.index(job.pk))
+        runs = supervision.running(self._paths, service_id) is not None
+        if runs or any(job.status == JobState.SUCCEEDED for job in tries):
+            return True
+        return self._try_next(service, tries)
+
+    def _try_next(self, service: Service, tries: list[Job]) -> bool:
+        lost = [job.image_id for job in tries if job.status == JobState.LOST]
+        tried = {job.image_id for job in tries if job.status != JobState.LOST}
+        tried |= {image_id for image_id in lost if lost.count(image_id) >= _LOST_AT_MOST}
+        last = tries[-1] if tries else None
+        if last is not None and last.image_id in tried and last.error_code not in _DAMAGED:
+            state = None if service.state is ServiceState.DUMPED else ServiceState.FAILED
+            said = last.error_message or f"The restore was {last.status}."
+            booting.give_up(service.pk, f"{_ANEW}, and it could not be restored. {said}", state)
+            return True
+        candidates = [image for image in self._images(service) if image.pk not in tried]
+        if not candidates:
+            self._none_left(service, last)
+            return True
+        return self._ask(service, candidates[0], last if tried else None)
+
+    def _images(self, service: Service) -> list[Image]:
+        """Return a service's images, what it is at present first, then the newest first.
+
+        None that came from elsewhere: those are an admin's to restore.
+        """
+        found = Image.objects.filter(node__name=self._node, service_ref=service.pk).order_by("-created_at")
+        present = connections.present_image(self._paths, service.pk)
+        return sorted(
+            (image for image in found if image.origin is None), key=lambda image: image.pk != present
+        )
+
+    def _ask(self, service: Service, image: Image, failed: Job | None) -> bool:
+        """Ask for a restore; True if that is refused for good."""
+        alive = _survivor(self._paths, service)
+        if alive is not None:
+            booting.give_up(
+                service.pk,
+                f"RUN_DIR was emptied while it ran: it may still run, as process {alive.pid}."
+                " End that, then restore it.",
+            )
+            return True
+        why = f"{_ANEW}: restored from its newest image, of {image.created_at:%Y-%m-%d %H:%M:%S} UTC."
+        if failed is not None:
+            why = (
+                f"{_ANEW}: restored from an older image, of {image.created_at:%Y-%m-%d %H:%M:%S} UTC,"
+                f" for a newer one could not be. {failed.error_message}"
+            )
+        try:
+            job = images.bring_back(image, why)
+        except Problem as problem:
+            if problem.code in {"job_active", "image_in_use"}:
+                return False
+            booting.give_up(service.pk, f"{_ANEW}, and it could not be restored. {problem.message}")
+            return True
+        self._pending[service.pk].append(job.pk)
+        self._keep()
+        log.warning("service %s: %s", service.pk, why)
+        return False
+
+    def _none_left(self, service: Service, last: Job | None) -> None:
+        if last is None:
+            booting.give_up(service.pk, f"{_ANEW}, and there is no image to restore it from.")
+        else:
+            booting.give_up(
+                service.pk,
+                f"{_ANEW}, and none of its images is sound. {last.error_message}",
+                ServiceState.FAILED,
+            )
+
+
+def _boot_of(token: Path) -> str:
+    """Return what names the present boot, past a RUN_DIR that was emptied; `token` is a file in it."""
+    try:
+        mark = token.read_text(encoding="ascii")
+    except FileNotFoundError:
+        mark = uuid.uuid4().hex
+        token.write_text(mark, encoding="ascii")
+    kernel = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    first = Process.of(1)
+    return f"{kernel}:{first.start if first else 0}:{mark}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("pending"), dict) else {}
+
+
+def _forget_processes(paths: Paths) -> None:
+    """Drop what supervisors of an earlier boot wrote: where RUN_DIR outlives a boot it names other processes.
+
+    Where they live it is no boot of theirs: RUN_DIR was emptied, or this is the first start of this version.
+    """
+    for folder in (paths.run_dir / "services").glob("[0-9a-f]*"):
+        state = supervision.read_state(paths, folder.name)
+        named = [Process(*state[name]) for name in ("runmh", "init") if state.get(name)]
+        if not any(process.alive() for process in named):
+            (folder / "state.json").unlink(missing_ok=True)
+
+
+def _survivor(paths: Paths, service: Service) -> Process | None:
+    """Return a supervisor or an init of the service that lives, though nothing is known of it."""
+    init = b"\0".join([b"tini", b"--", *(word.encode() for word in service.argv), b""])
+    known = supervision.living(paths)
+    if service.pk in known:
+        return None
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes()
+            if words.startswith(b"runmh ") and service.pk.encode() in words:
+                return Process.of(int(folder.name))
+            if words == init:
+                above = parent(int(folder.name))
+                if not Path(f"/proc/{above}/cmdline").read_bytes().startswith(b"runmh "):
+                    return Process.of(int(folder.name))
+        except OSError:
+            continue
+    return None
