@@ -21,6 +21,7 @@ from typing import Any
 from pycriu.images import images as criu_images
 from pycriu.images import magic as magics
 
+from miehisto_web import settings as site
 from services import validation
 from services.problems import Problem
 from tests.archives import FILES, IMAGE, facts_of, node_in, tar_of
@@ -33,13 +34,17 @@ from worker import (
     explaining,
     files,
     importing,
+    inspecting,
     manifest,
     namespaces,
+    orphans,
     preflight,
     supervision,
     tarstream,
+    tools,
 )
 from worker.errors import JobFailed
+from worker.image_files import Unreadable
 from worker.importing import Import
 from worker.paths import Paths
 from worker.tarstream import BadStream, Reader
@@ -216,6 +221,51 @@ def disk_record(data: bytes) -> None:
         files.changes(files.read(image), [("/", "/")])
 
 
+@functools.cache
+def _real_image() -> dict[str, bytes]:
+    """Return the files of an image of a real service, made for this."""
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        paths = node_in(Path(folder))
+        for made in (paths.run_dir / "services", paths.log_dir):
+            made.mkdir(parents=True)
+        works = engine.Engine(tools.Tools(paths, site.MIEHISTO_CRIU, site.MIEHISTO_TINI, settle=0.05))
+        works.start(SERVICE, {"argv": ["/bin/sleep", "600"], "env": {"A": "b"}})
+        works.dump(SERVICE, IMAGE)
+        orphans.reap()
+        return {path.name: path.read_bytes() for path in paths.image(IMAGE).iterdir()}
+
+
+def inspected(data: bytes) -> None:
+    """An image of a real service of which some bytes in some files are others."""
+    image = _node("inspected").images
+    sound = _real_image()
+    shaper = Shaper(data)
+    changed: dict[str, bytes] = {}
+    choices = sorted(name for name in sound if name.endswith(".img") and not name.startswith("pages-"))
+    for _ in range(1 + shaper.number(2)):
+        name = shaper.pick(choices)
+        content = bytearray(changed.get(name, sound[name]))
+        for _ in range(1 + shaper.number(3)):
+            at = shaper.number(max(0, min(len(content), 4096) - 1))
+            content[at : at + shaper.number(8)] = shaper.bytes(shaper.number(8))
+        changed[name] = bytes(content)
+    for name in sound:
+        if name in changed or not (image / name).exists():
+            (image / name).write_bytes(changed.get(name, sound[name]))
+    try:
+        with contextlib.suppress(Unreadable):
+            json.dumps(inspecting.contents(image)).encode()
+        with contextlib.suppress(Unreadable):
+            json.dumps(inspecting.environment(image)).encode()
+        with contextlib.suppress(JobFailed):
+            preflight.accounts_in(image)
+        explaining.listening_ports(image)
+        connections.run_of(image)
+    finally:
+        for name in changed:
+            (image / name).unlink()
+
+
 def mountinfo(data: bytes) -> None:
     """The escapes of a mount point's name (proc_pid_mountinfo(5)) give the name back."""
     name = data.replace(b"\0", b"")
@@ -226,12 +276,24 @@ def mountinfo(data: bytes) -> None:
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     each.__name__: each
-    for each in (tar, archive, manifest_text, manifest_facts, state, criu_image, disk_record, mountinfo)
+    for each in (
+        tar,
+        archive,
+        manifest_text,
+        manifest_facts,
+        state,
+        criu_image,
+        inspected,
+        disk_record,
+        mountinfo,
+    )
 }
 
 
 def seeds(name: str) -> list[bytes]:
-    """Return sound inputs to begin with."""
+    """Return sound inputs to begin with, and have ready what the target needs."""
+    if name == "inspected":
+        _real_image()
     sound = tar_of((manifest.NAME, facts_of(FILES)), *FILES.items())
     return {
         "tar": [b"\xff" + sound, b"\x01" + tar_of(("y" * 300, b"x"))],
