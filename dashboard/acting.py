@@ -16,7 +16,7 @@ from django.urls import reverse
 from django.views.decorators.http import require_http_methods, require_POST
 
 from dashboard import retrying
-from dashboard.actions import IMAGE_ACTIONS, SERVICE_ACTIONS, Action
+from dashboard.actions import IMAGE_ACTIONS, SERVICE_ACTIONS, Action, Option
 from dashboard.rights import Rights
 from images import operations as image_operations
 from images.models import Image
@@ -66,7 +66,7 @@ def act_on_service(request: HttpRequest, reference: str, action: str) -> HttpRes
     if request.method != "POST":
         return _dialog(request, described, service, back, what="service")
     try:
-        options = _options(described, request.POST)
+        options = options_of(described, request.POST)
         if action == "rename":
             operations.rename(service, options["name"], request.user, "web")
             return redirect(back)
@@ -88,7 +88,7 @@ def act_on_image(request: HttpRequest, reference: str, action: str) -> HttpRespo
     if request.method != "POST":
         return _dialog(request, described, image, back, what="image")
     try:
-        options = _options(described, request.POST)
+        options = options_of(described, request.POST)
         if action == "rename":
             image_operations.rename(image, options["name"], request.user, "web")
             return redirect(back)
@@ -151,12 +151,14 @@ def _dialog(
         "title": described.title.format(f"{what} {subject}" if what == "image" else subject),
         "back": back,
         "may": rights.administer if described.admin else rights.operate,
+        "rights": rights,
+        "rare": any(option.rare for option in described.options),
         "here": f"{what}s",
     }
     return shown(request, "_dialog.html", context)
 
 
-def _options(described: Action, given: QueryDict) -> dict[str, Any]:
+def options_of(described: Action, given: QueryDict) -> dict[str, Any]:
     """Return what was chosen in a dialog, as an operation's arguments."""
     options: dict[str, Any] = {}
     for option in described.options:
@@ -165,16 +167,22 @@ def _options(described: Action, given: QueryDict) -> dict[str, Any]:
             options[option.name] = text == "on"
         elif option.kind == "name":
             options[option.name] = text
+        elif option.kind == "folders":
+            options[option.name] = text.split()
         elif text:
-            try:
-                options[option.name] = float(text)
-            except ValueError:
-                raise bad_input(
-                    f"The text {text[:40]!r} is no number of seconds.",
-                    "Give a number, such as 30.",
-                    field=option.name,
-                ) from None
-    return options
+            options[option.name] = _number(option, text)
+    return {name: value for name, value in options.items() if value != []}
+
+
+def _number(option: Option, text: str) -> float | int:
+    """Return seconds, or bytes of what was typed as MiB."""
+    try:
+        value = float(text)
+        return int(value * 2**20) if option.kind == "mebibytes" else value
+    except (ValueError, OverflowError):
+        raise bad_input(
+            f"The text {text[:40]!r} is no number.", "Give a number, such as 30.", field=option.name
+        ) from None
 
 
 def refused(request: HttpRequest, problem: Problem, back: str) -> HttpResponse:

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Option:
-    """A field of a dialog. kind: check, seconds or name. help: one sentence."""
+    """A field of a dialog. kind: check, seconds, mebibytes, folders or name. help: one sentence.
+
+    rare: it is shown only when asked for, for few need it.
+    """
 
     name: str
     label: str
     help: str
     kind: str = "check"
+    rare: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,39 @@ _FOR_SERVICES = (
                 "Leave it running",
                 "It goes on after the dump, and clients notice only the pause. Restoring that image later "
                 "closes the connections that were open now.",
+            ),
+            Option(
+                "tcp_close",
+                "Drop its TCP connections",
+                "Open connections are not kept: at the restore clients are told at once that theirs is gone.",
+                rare=True,
+            ),
+            Option(
+                "tcp_skip_in_flight",
+                "Leave out connections that it has not accepted yet",
+                "Without this, such a connection can make the dump fail.",
+                rare=True,
+            ),
+            Option(
+                "ghost_limit",
+                "Deleted files up to (MiB)",
+                "A deleted file that it still has open goes into the image up to this size; 1 if left empty.",
+                "mebibytes",
+                rare=True,
+            ),
+            Option(
+                "force_irmap",
+                "Search watched files in",
+                "Folders, with spaces between, in which files that it watches (inotify) are searched.",
+                "folders",
+                rare=True,
+            ),
+            Option(
+                "freeze_timeout",
+                "Seconds to freeze",
+                "So long its processes may take to stand still before the dump gives up.",
+                "seconds",
+                rare=True,
             ),
         ),
     ),
@@ -155,6 +192,13 @@ _FOR_IMAGES = (
                     "It listens on its ports again. Connections held since its final dump go on; those of an "
                     "older image are closed, and their clients are told at once."
                 ),
+            ),
+        ),
+        (
+            Option(
+                "accept_changed_files",
+                "Even if its files have changed since",
+                "Without this it is refused, with a list, when its open files are not as it left them.",
             ),
         ),
     ),

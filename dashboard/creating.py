@@ -10,7 +10,7 @@ from django.shortcuts import redirect
 
 from dashboard.acting import FORM, action, shown
 from dashboard.rights import Rights
-from services import operations
+from services import inspection, operations
 from services.models import Job, Node
 from services.problems import Problem, bad_input
 
@@ -21,22 +21,37 @@ FIELDS = ("command", "name", "user", "cwd", "env", "node")
 @FORM
 def new_service(request: HttpRequest) -> HttpResponse:
     """Show the form of a new service, or create it and show the job of its start."""
-    rights = Rights.of(request.user)
-    nodes = list(Node.objects.order_by("name"))
-    typed = {name: request.POST.get(name, "") for name in FIELDS}
-    context: dict[str, Any] = {"typed": typed, "rights": rights, "nodes": nodes, "here": "services"}
     if request.method != "POST":
-        typed["user"] = "root" if rights.administer else ""
-        typed["cwd"] = "/"
-        return shown(request, "services/_new.html", context)
+        return form_with(request, {})
     try:
-        job = _create(request, request.POST)
+        job = operations.request_create(
+            **_asked(request.POST),
+            name=request.POST.get("name", "").strip(),
+            actor=request.user,
+            source="web",
+        )
     except Problem as problem:
-        return shown(request, "services/_new.html", {**context, "problem": problem}, problem.http_status)
+        return form_with(request, {"problem": problem}, problem.http_status)
     return redirect("services:job", job.pk)
 
 
-def _create(request: HttpRequest, given: QueryDict) -> Job:
+def form_with(request: HttpRequest, more: dict[str, Any], status: int = 200) -> HttpResponse:
+    """Show the form with what was typed, and with what is to be said of it."""
+    rights = Rights.of(request.user)
+    typed = {name: request.POST.get(name, "") for name in FIELDS}
+    if request.method != "POST":
+        typed |= {"user": "root" if rights.administer else "", "cwd": "/"}
+    nodes = list(Node.objects.order_by("name"))
+    context = {"typed": typed, "rights": rights, "nodes": nodes, "here": "services"}
+    return shown(request, "services/_new.html", {**context, **more}, status)
+
+
+def checked_command(request: HttpRequest) -> Job:
+    """Ask whether what was typed could be started. Raises Problem."""
+    return inspection.request_check_command(**_asked(request.POST), actor=request.user, source="web")
+
+
+def _asked(given: QueryDict) -> dict[str, Any]:
     user, _, group = given.get("user", "").strip().partition(":")
     if not user:
         raise bad_input(
@@ -44,17 +59,14 @@ def _create(request: HttpRequest, given: QueryDict) -> Job:
             "Name a user that the node knows, such as www-data.",
             field="user",
         )
-    return operations.request_create(
-        node=_node(given.get("node", "")),
-        argv=_argv(given.get("command", "")),
-        user=user,
-        group=group,
-        cwd=given.get("cwd", "").strip() or "/",
-        env=_environment(given.get("env", "")),
-        name=given.get("name", "").strip(),
-        actor=request.user,
-        source="web",
-    )
+    return {
+        "node": _node(given.get("node", "")),
+        "argv": _argv(given.get("command", "")),
+        "user": user,
+        "group": group,
+        "cwd": given.get("cwd", "").strip() or "/",
+        "env": _environment(given.get("env", "")),
+    }
 
 
 def _node(name: str) -> Node:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from django.db.models import Q, QuerySet, Sum
 from django.urls import reverse
 
+from dashboard.contents_view import arranged
 from dashboard.page import Context, Look, Moved, page
 from dashboard.tables import Column, Filter, begins, search_of, table
+from images.contents import contents_object
 from images.models import Image, ImageState
-from services.models import Job
 
 COLUMNS = (
     Column("Image", "name"),
@@ -73,11 +75,35 @@ def images(look: Look) -> Context:
     }
 
 
-@page("images/show.html", here="images", parts={"image": "images/_show.html"}, topics=("image:{reference}",))
+@page(
+    "images/show.html",
+    here="images",
+    parts={"image": "images/_show.html"},
+    topics=("image:{reference}", "tick"),
+)
 def image(look: Look, reference: str) -> Context:
-    """Show an image: what it was made of and with, and what was done with it."""
+    """Show an image: what is in it, what it was made with, and what was done with it."""
     found = Image.objects.for_display().by_reference(reference)
     if found.pk != reference:
         raise Moved(reverse("images:show", args=[found.pk]))
-    jobs = Job.objects.filter(image_id=found.pk).defer("traceback", "result", "error_lines")
-    return {"image": found, "jobs": jobs[:20]}
+    seen = contents_object(found)
+    others = Image.objects.filter(service_ref=found.service_ref).exclude(pk=found.pk)
+    newest = others.order_by("-created_at").only("id", "name", "created_at", "service_ref")
+    return {
+        "image": found,
+        "statistics": statistics(found.statistics),
+        "seen": seen,
+        "inside": arranged(seen["contents"]) if seen["contents"] else None,
+        "others": list(newest[:20]),
+    }
+
+
+def statistics(found: dict[str, Any]) -> list[tuple[str, float]]:
+    """Return CRIU's times of the dump in seconds, with words for them."""
+    words = {
+        "freezing_time": "Freezing took",
+        "frozen_time": "It stood still for",
+        "memdump_time": "Reading memory took",
+        "memwrite_time": "Writing memory took",
+    }
+    return [(text, found[name] / 1e6) for name, text in words.items() if isinstance(found.get(name), int)]

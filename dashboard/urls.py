@@ -4,8 +4,10 @@ from django.urls import include, path
 
 from dashboard import (
     acting,
+    asking,
     audit,
     bulk,
+    comparing,
     creating,
     following,
     image_pages,
@@ -19,9 +21,12 @@ services = [
     path("services/", service_pages.services, name="list"),
     path("services/new/", creating.new_service, name="new"),
     path("services/bulk/", bulk.bulk, name="bulk"),
+    path("services/check-command/", asking.check_command, name="check-command"),
     path("services/<str:reference>/", service_pages.service, name="show"),
     path("services/<str:reference>/logs/", service_pages.log, name="logs"),
     path("services/<str:reference>/log/", following.log_stream, name="log-stream"),
+    path("services/<str:reference>/check/", asking.check_service, name="check"),
+    path("services/<str:reference>/environment/", asking.service_environment, name="environment"),
     path("services/<str:reference>/<str:action>/", acting.act_on_service, name="act"),
     path("jobs/", job_pages.jobs, name="jobs"),
     path("jobs/<str:reference>/", job_pages.job, name="job"),
@@ -30,7 +35,9 @@ services = [
 ]
 images = [
     path("", image_pages.images, name="list"),
+    path("compare/", comparing.compare, name="compare"),
     path("<str:reference>/", image_pages.image, name="show"),
+    path("<str:reference>/environment/", asking.image_environment, name="environment"),
     path("<str:reference>/<str:action>/", acting.act_on_image, name="act"),
 ]
 urlpatterns = [

@@ -32,8 +32,11 @@
 
   const KEPT = { INPUT: ["checked", "value"], TEXTAREA: ["value"], SELECT: ["value"], DETAILS: ["open"] };
 
+  // Not `.id`: of a form that has an input named "id", that would be the input.
+  const idOf = (node) => (node.nodeType === 1 && node.getAttribute("id")) || "";
+
   function alike(one, other) {
-    return one.nodeType === other.nodeType && one.nodeName === other.nodeName && (one.id || "") === (other.id || "");
+    return one.nodeType === other.nodeType && one.nodeName === other.nodeName && idOf(one) === idOf(other);
   }
 
   function morph(old, fresh) {
@@ -53,10 +56,10 @@
   }
 
   function morphChildren(old, fresh) {
-    const byId = new Map(Array.from(old.children).filter((child) => child.id).map((child) => [child.id, child]));
+    const byId = new Map(Array.from(old.children).filter(idOf).map((child) => [idOf(child), child]));
     let place = old.firstChild;
     for (const wanted of Array.from(fresh.childNodes)) {
-      const moved = wanted.id && byId.get(wanted.id);
+      const moved = idOf(wanted) && byId.get(idOf(wanted));
       if (moved && moved !== place) old.insertBefore(moved, place);
       const here = moved || place;
       if (here && alike(here, wanted)) {
@@ -116,7 +119,7 @@
       event.preventDefault();
       const given = new URLSearchParams(new FormData(form, event.submitter));
       openDialog(form.getAttribute("action") + "?" + given);
-    } else if (form.method === "post" && event.submitter) {
+    } else if (form.getAttribute("method") === "post" && event.submitter) {
       // A second click would ask for a second job. The page that follows has a button of its own.
       if (form.dataset.sent) event.preventDefault();
       form.dataset.sent = "1";

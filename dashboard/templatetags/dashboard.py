@@ -93,6 +93,14 @@ def size(count: int | None) -> str:
 
 
 @register.filter
+def change(count: int) -> str:
+    """Return a difference of bytes with its sign."""
+    if not count:
+        return "–"
+    return f"{'+' if count > 0 else '−'}{size(abs(count))}"
+
+
+@register.filter
 def duration(seconds: float | None) -> str:
     """Return seconds as people read them: 4 ms, 1.24 s, 3 min 5 s, 2 h 10 min, 3 d 4 h."""
     if seconds is None:

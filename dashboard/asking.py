@@ -1,0 +1,124 @@
+"""Questions to a node whose answer the page waits for: the dry run, a command, an environment's values.
+
+With htmx the answer is a fragment in the dialog; without JavaScript it is a page.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
+from django.shortcuts import redirect, render
+from django.urls import reverse
+
+from dashboard.acting import found, options_of, refused
+from dashboard.actions import SERVICE_ACTIONS
+from dashboard.creating import checked_command, form_with
+from dashboard.page import user_of_page
+from images import contents
+from images.models import Image
+from services import inspection, operations, waiting
+from services.lookup import find_service
+from services.models import Job, Service
+from services.problems import Problem
+from services.states import JobState
+from services.threads import in_thread
+
+PATIENCE = 15.0  # seconds
+
+
+async def check_service(request: HttpRequest, reference: str) -> HttpResponse:
+    """Ask whether a service can be dumped with the dialog's options, and show the answer."""
+    if request.method != "POST":
+        return HttpResponseNotAllowed(["POST"])
+
+    def ask() -> Job:
+        service = found(lambda: find_service(reference))
+        options = options_of(SERVICE_ACTIONS["dump"], request.POST)
+        return inspection.request_check_service(service, actor=request.user, source="web", options=options)
+
+    try:
+        job = await in_thread(ask)
+    except Problem as problem:
+        return await in_thread(_problem, request, problem, reference)
+    if not request.headers.get("HX-Request"):
+        return redirect("services:job", job.pk)
+    job = await waiting.ended(job, PATIENCE)
+    return await in_thread(render, request, "services/_dry_run.html", {"job": job, "found": job.result})
+
+
+def _problem(request: HttpRequest, problem: Problem, reference: str) -> HttpResponse:
+    if request.headers.get("HX-Request"):
+        return render(request, "_problem.html", {"problem": problem})
+    return refused(request, problem, reverse("services:show", args=[reference]))
+
+
+async def check_command(request: HttpRequest) -> HttpResponse:
+    """Ask whether the command that is being typed is there, for the user and folder typed."""
+    if request.method != "POST":
+        return HttpResponseNotAllowed(["POST"])
+    fragment = bool(request.headers.get("HX-Request"))
+    if fragment and not request.POST.get("command", "").strip():
+        return HttpResponse("")
+    context: dict[str, Any] = {}
+    try:
+        job = await in_thread(checked_command, request)
+    except Problem as problem:
+        context["problem"] = problem
+    else:
+        context["job"] = await waiting.ended(job, PATIENCE)
+        context["found"] = context["job"].result
+    if fragment:
+        return await in_thread(render, request, "services/_command.html", context)
+    return await in_thread(form_with, request, {"checked": context})
+
+
+async def service_environment(request: HttpRequest, reference: str) -> HttpResponse:
+    """Show the values of a service's environment to whoever may; that goes on the record."""
+    if request.method != "POST":
+        return HttpResponseNotAllowed(["POST"])
+
+    def answer() -> HttpResponse:
+        service = found(lambda: find_service(reference))
+        try:
+            values = operations.show_env(service, actor=request.user, source="web")
+        except Problem as problem:
+            return refused(request, problem, reverse("services:show", args=[service.pk]))
+        return _environment(request, service, {"": values}, "services")
+
+    return await in_thread(answer)
+
+
+async def image_environment(request: HttpRequest, reference: str) -> HttpResponse:
+    """Have the worker read the values of an image's environment, and show them to whoever asked."""
+    if request.method != "POST":
+        return HttpResponseNotAllowed(["POST"])
+
+    def ask() -> tuple[Image, Job]:
+        image = found(lambda: Image.objects.for_display().by_reference(reference))
+        return image, contents.request_environment(image, actor=request.user, source="web")
+
+    back = reverse("images:show", args=[reference])
+    try:
+        image, job = await in_thread(ask)
+        job = await waiting.ended(job, PATIENCE)
+        if job.status != JobState.SUCCEEDED:
+            return redirect("services:job", job.pk)
+        values = await in_thread(contents.environment, image, job, await in_thread(user_of_page, request))
+    except Problem as problem:
+        return await in_thread(refused, request, problem, back)
+    return await in_thread(_environment, request, image, values, "images")
+
+
+def _environment(
+    request: HttpRequest, subject: Service | Image, values: dict[str, dict[str, str]], here: str
+) -> HttpResponse:
+    context = {
+        "subject": subject,
+        "processes": [(pid, sorted(variables.items())) for pid, variables in values.items()],
+        "back": reverse(f"{here}:show", args=[subject.pk]),
+        "here": here,
+    }
+    answer = render(request, "environment.html", context)
+    answer["Cache-Control"] = "no-store"
+    return answer
