@@ -15,12 +15,13 @@ from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_http_methods, require_POST
 
-from dashboard import retrying
 from dashboard.actions import IMAGE_ACTIONS, SERVICE_ACTIONS, Action, Option
 from dashboard.rights import Rights
 from images import operations as image_operations
 from images.models import Image
+from images.retrying import request_retry
 from services import operations
+from services.actors import require_operator
 from services.lookup import find_job, find_service
 from services.models import Job, Service
 from services.problems import Problem, bad_input
@@ -114,13 +115,23 @@ def cancel_job(request: HttpRequest, reference: str) -> HttpResponse:
 @action
 @require_POST
 def retry_job(request: HttpRequest, reference: str) -> HttpResponse:
-    """Ask again for what a job that ended without success was asked for, perhaps with other options."""
+    """Ask again for what a job did not bring about; ?remedy=N does what its failure offers."""
     row = found(lambda: find_job(reference))
     try:
-        job = retrying.retry(row, request.POST, actor=request.user, source="web")
+        require_operator(request.user)
+        job = _remedied(row, request)
     except Problem as problem:
         return refused(request, problem, reverse("services:job", args=[row.pk]))
     return redirect("services:job", job.pk)
+
+
+def _remedied(row: Job, request: HttpRequest) -> Job:
+    which = request.POST.get("remedy", "")
+    offered = row.error_actions[int(which)] if which.isdigit() and int(which) < len(row.error_actions) else {}
+    if offered.get("action") == "check_host":
+        return operations.request_check(row.node, actor=request.user, source="web")
+    options = offered.get("options", {}) if offered.get("action") == "retry" else {}
+    return request_retry(row, actor=request.user, source="web", options=options)
 
 
 def found(find: Callable[[], R]) -> R:
@@ -164,7 +175,8 @@ def options_of(described: Action, given: QueryDict) -> dict[str, Any]:
     for option in described.options:
         text = given.get(option.name, "").strip()
         if option.kind == "check":
-            options[option.name] = text == "on"
+            if text == "on":
+                options[option.name] = True
         elif option.kind == "name":
             options[option.name] = text
         elif option.kind == "folders":

@@ -70,6 +70,9 @@ async def check_command(request: HttpRequest) -> HttpResponse:
         context["found"] = context["job"].result
     if fragment:
         return await in_thread(render, request, "services/_command.html", context)
+    if "problem" in context:
+        refusal: Problem = context["problem"]
+        return await in_thread(form_with, request, context, refusal.http_status)
     return await in_thread(form_with, request, {"checked": context})
 
 

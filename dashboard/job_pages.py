@@ -9,12 +9,12 @@ from django.db.models import Q, QuerySet
 from django.urls import reverse
 
 from dashboard.page import Context, Look, Moved, page
-from dashboard.retrying import may_retry
 from dashboard.tables import Column, Filter, begins, search_of, table
 from dashboard.waterfall import waterfall
 from services import waiting
 from services.lookup import find_job
 from services.models import AuditEvent, Job, Service
+from services.presenting import log_object
 from services.states import JobKind, JobState
 
 COLUMNS = (
@@ -25,6 +25,8 @@ COLUMNS = (
     Column("Queued", "queued"),
     Column("Took", number=True),
 )
+_ENDED_BADLY = frozenset({JobState.FAILED, JobState.ERRORED, JobState.LOST, JobState.CANCELLED})
+_ONLY_ANEW = frozenset({JobKind.IMPORT_IMAGE, JobKind.EXPORT_IMAGE, JobKind.CHECK_COMMAND})
 _ERROR = re.compile(r"\b(Error|FAILED|failed)\b")
 ORDERS = {"queued": ("queued_at", "id")}
 
@@ -79,7 +81,8 @@ def job(look: Look, reference: str) -> Context:
         "seconds": row.seconds,
         "bars": waterfall(row),
         "lines": marked(row.error_lines),
-        "may_retry": may_retry(row),
+        "may_retry": row.state in _ENDED_BADLY and row.kind not in _ONLY_ANEW,
+        "log": log_object(row)["lines"] if row.state in _ENDED_BADLY else [],
         "address": _address(row),
     }
 

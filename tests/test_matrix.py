@@ -121,8 +121,13 @@ PAGES = {
     "POST /services/{reference}/dump/": Row(O, 302, "running"),
     "POST /services/{reference}/rename/": Row(O, 302, "running"),
     "POST /services/{reference}/delete/": Row(A, 302, "stopped"),
+    "POST /services/check-command/": Row(O, 200, body={"command": "/bin/true", "user": "nobody"}),
+    "POST /services/{reference}/check/": Row(O, 302, "running"),
+    "POST /services/{reference}/environment/": Row(O, 200, "running"),
     "GET /images/": Row(V, 200),
+    "GET /images/compare/": Row(V, 200),
     "GET /images/{reference}/": Row(V, 200, "image"),
+    "POST /images/{reference}/environment/": Row(A, 302, "image"),
     "POST /images/{reference}/restore/": Row(O, 302, "image"),
     "POST /images/{reference}/verify/": Row(O, 302, "image"),
     "POST /images/{reference}/rename/": Row(O, 302, "image"),
@@ -132,7 +137,7 @@ PAGES = {
 PAGES |= {
     words.replace("POST", "GET"): Row(V, 200, row.of)
     for words, row in PAGES.items()
-    if re.match(r"POST /(services|images)/\{reference\}/", words)
+    if re.match(r"POST /(services|images)/\{reference\}/(?!check|environment)", words)
 }
 ACTIONS = {
     "/services/{reference}/{action}/": tuple(SERVICE_ACTIONS),
