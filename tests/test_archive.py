@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 from tests.archives import IMAGE, compressed, do_import, import_file, node_in, sound_members, tar_of
 from tests.isolation import FOLDER
 from tests.stack import Stack, eventually, free_port, get_page
-from worker import exporting, host, manifest, tarstream
+from worker import exporting, host, importing, manifest, tarstream
 from worker.errors import JobFailed
 from worker.paths import Paths
 
@@ -98,6 +100,67 @@ def test_an_archive_goes_through_a_pipe_and_comes_back_after_the_image_is_lost(s
     assert taken.stdout.decode().strip() == image
     stack.restore(image)
     assert get_page(port) == b"2"
+
+
+def test_an_encrypted_archive_from_the_command_line(stack: Stack, tmp_path: Path) -> None:
+    image = stack.dump(stack.create("sleep", "600"))
+    key = tmp_path / "key"
+    made = subprocess.run(["age-keygen", "-o", key], capture_output=True, text=True, check=True)
+    public = made.stderr.split()[-1]
+    archive = tmp_path / "sleep.tar.zst.age"
+    stack.mhctl("image", "export", image, str(archive), "-r", public)
+    stack.mhctl("image", "delete", "--force", image)
+
+    refused = stack.mhctl("image", "import", str(archive), check=False)
+    assert refused.code == 1
+    assert "encrypted with age" in refused.err and "--identity" in refused.err
+    assert stack.mhctl("image", "import", str(archive), "-i", str(key)).out.strip() == image
+    assert list((stack.state / "archives").iterdir()) == [], "neither archive nor key is left there"
+    stack.restore(image)
+
+
+def test_files_that_cannot_be_used_are_told_before_anything_happens(stack: Stack, tmp_path: Path) -> None:
+    image = stack.dump(stack.create("sleep", "600"))
+    there = tmp_path / "there"
+    there.write_bytes(b"mine")
+    jobs = len(stack.api("GET", "jobs").body)
+    for words, code, said in (
+        (("export", image, str(there)), 1, "exists already"),
+        (("export", image, str(there), "--no-wait"), 2, "--no-wait"),
+        (("export", image, "-", "--json"), 2, "standard output"),
+        (("import", str(tmp_path / "nothing")), 4, "There is no file"),
+        (("import", str(tmp_path)), 1, "no plain file"),
+        (("import", str(there), "--no-wait"), 2, "folder of archives"),
+    ):
+        answer = stack.mhctl("image", *words, check=False)
+        assert (answer.code, said in answer.err) == (code, True), answer
+    assert len(stack.api("GET", "jobs").body) == jobs
+    assert there.read_bytes() == b"mine"
+    # What is no archive is known only to the worker; it is taken away from the folder again.
+    assert "no archive" in stack.mhctl("image", "import", str(there), check=False).err
+    assert list((stack.state / "archives").iterdir()) == []
+
+
+def test_the_servers_own_shell_calls_archives_by_their_names(stack: Stack) -> None:
+    image = stack.dump(stack.create("sleep", "600"))
+
+    def manage(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "manage.py", *words],
+            cwd=Path(__file__).parent.parent,
+            env=stack.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout.strip()
+
+    made = manage("export", image, "night.tar.zst")
+    assert Path(made).name == "night.tar.zst"
+    stack.mhctl("image", "delete", "--force", image)
+    assert manage("import_image", "night.tar.zst") == image
+    (stack.state / "archives/night.tar.zst").unlink()
 
 
 # --- the archive itself -----------------------------------------------------------------------------------
@@ -269,6 +332,35 @@ def test_a_killed_export_leaves_a_file_that_the_next_sweep_takes(paths: Paths) -
         os.utime(path, (0, 0))
     exporting.sweep(paths.archives)
     assert not left.exists() and not staged.exists()
+
+
+@contextmanager
+def small_disk(folder: Path, kibibytes: int) -> Iterator[None]:
+    """Lay a file system of that size over a folder."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "small", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_is_full_in_the_middle_keeps_nothing_half(
+    paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = export(paths).path
+    other = node_in(tmp_path / "other")
+    # As if somebody else took the room that was there a moment ago.
+    monkeypatch.setattr(importing, "_RESERVE", -(1 << 30))
+    with small_disk(other.images, 32):
+        with pytest.raises(OSError) as caught:
+            import_file(other, made)
+        assert caught.value.errno == errno.ENOSPC
+        assert list(other.images.iterdir()) == []
+    with small_disk(paths.archives, 32):
+        with pytest.raises(JobFailed) as failed:
+            export(paths)
+        assert "No space left" in " ".join(failed.value.lines)
+        assert list(paths.archives.iterdir()) == []
 
 
 def test_folders_that_others_may_read_are_told_of(paths: Paths) -> None:
