@@ -47,6 +47,7 @@ from worker.errors import JobFailed
 from worker.image_files import Unreadable
 from worker.importing import Import
 from worker.paths import Paths
+from worker.policy import Policy
 from worker.tarstream import BadStream, Reader
 
 SERVICE = "0" * 32
@@ -258,7 +259,7 @@ def inspected(data: bytes) -> None:
         with contextlib.suppress(Unreadable):
             json.dumps(inspecting.environment(image)).encode()
         with contextlib.suppress(JobFailed):
-            preflight.accounts_in(image)
+            preflight.check_insides(image, Policy(root=False))
         explaining.listening_ports(image)
         connections.run_of(image)
     finally:
