@@ -35,8 +35,8 @@ def main() -> int:
     lines = [
         "# Licences",
         (
-            "Miehistö itself is under the MIT licence (LICENSE). CRIU, Redis, tini and nftables are programs of "
-            "their own, installed by `make setup` and not part of it. Written by `make audit`."
+            "Miehistö itself is under the MIT licence (LICENSE). CRIU, Redis, tini and nftables are programs "
+            "of their own, installed by `make setup` and not part of it. Written by `make audit`."
         ),
     ]
     known: set[str] = set()

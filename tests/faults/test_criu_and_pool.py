@@ -92,7 +92,7 @@ def test_a_criu_that_does_not_come_to_an_end(
                 promise.settle(tight)
                 after(service, verb)
                 ends[f"{(done['error'] or {}).get('code', done['status'])}"] += 1
-                # CRIU's own code runs inside the service for a part of a dump: what dies with it is on record.
+                # CRIU's own code runs inside the service for a part of a dump: what dies by it is on record.
                 with_it = (done["error"] or {}).get("code") == "service_died_with_criu"
                 promise.holds(tight, [service], before=before, may_end=with_it)
                 if hit and done["status"] not in {"succeeded", "failed"}:
