@@ -71,6 +71,27 @@ def test_a_service_has_no_more_memory_than_its_limit(stack: Stack, folder: Path)
     assert int(shown.read_text()) == 64 * MIB
 
 
+def test_a_service_that_uses_all_its_memory_is_restored(stack: Stack, folder: Path) -> None:
+    """CRIU works beside it in the same group, and needs some itself."""
+    needs("memory")
+    server = Prisoner(folder)
+    service = started(stack, server, "--memory", "64M", "--tasks", "3")
+    place = cgroups.home("memory")
+    assert place
+    group = Path(place.folder, f"miehisto-{service}")
+    used = group / ("memory.usage_in_bytes" if place.version == 1 else "memory.current")
+    while int(used.read_text()) < 61 * MIB:
+        server.ask(f"kept.append('x' * {MIB // 2})")
+    held = server.ask("len(kept)")
+    for _ in range(2):
+        stack.restore(stack.dump(service))
+        assert server.ask("len(kept)") == held
+        name = "memory.limit_in_bytes" if place.version == 1 else "memory.max"
+        assert int((group / name).read_text()) == 64 * MIB
+        assert server.ask(f"attempt(lambda: {FORK})") == "BlockingIOError"
+        server.ask("end_others()")
+
+
 def test_a_process_opens_no_more_files_than_its_limit(stack: Stack, folder: Path) -> None:
     server = Prisoner(folder)
     service = started(stack, server, "-u", "nobody", "--open-files", "40")
@@ -131,10 +152,10 @@ def test_control_groups_of_version_2(folder: Path) -> None:
     group.mkdir()
     (group / "cgroup.controllers").touch()
     made = {"memory": str(group), "tasks": str(group)}
-    cgroups.limit(made, {"memory": 5, "tasks": 7}, room=3)
+    cgroups.limit(made, {"memory": 5, "tasks": 7})
     cgroups.join(made)
     found = {path.name: path.read_text() for path in group.iterdir()}
-    assert found == {"cgroup.controllers": "", "memory.max": "5", "pids.max": "10", "cgroup.procs": "0"}
+    assert found == {"cgroup.controllers": "", "memory.max": "5", "pids.max": "7", "cgroup.procs": "0"}
 
 
 def test_what_a_supervisor_left_is_swept(stack: Stack) -> None:

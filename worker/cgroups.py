@@ -20,8 +20,8 @@ _FILES = {
     ("tasks", 1): "pids.max",
     ("tasks", 2): "pids.max",
 }
-# CRIU itself, and what it runs, is in the group while it restores.
-ROOM_FOR_CRIU = 32
+# CRIU itself, and what it runs, is in the group while it restores: bytes and tasks.
+_FOR_CRIU = {"memory": 64 << 20, "tasks": 32}
 _EMPTY_WITHIN = 2.0
 """Seconds that the kernel may take to forget the last process of a group."""
 
@@ -115,19 +115,32 @@ def make(service: str, limits: Mapping[str, int]) -> dict[str, str]:
     return made
 
 
-def limit(groups: Mapping[str, str], limits: Mapping[str, int], *, room: int = 0) -> None:
+def limit(groups: Mapping[str, str], limits: Mapping[str, int], *, room_for_criu: bool = False) -> None:
     """Set the limits of a service's groups.
 
     Args:
-        room: tasks more than that, for CRIU.
+        room_for_criu: set them higher, until `narrow` is called.
 
     Raises:
         OSError: the kernel refused.
     """
     for name, folder in groups.items():
         version = 2 if os.path.exists(f"{folder}/cgroup.controllers") else 1
-        number = limits[name] + (room if name == "tasks" else 0)
+        number = limits[name] + (_FOR_CRIU[name] if room_for_criu else 0)
         _write(f"{folder}/{_FILES[name, version]}", str(number))
+
+
+def narrow(groups: Mapping[str, str], limits: Mapping[str, int]) -> None:
+    """Take back the room that CRIU had; what the service itself has taken of it stays its own."""
+    deadline = time.monotonic() + _EMPTY_WITHIN
+    while True:
+        try:
+            limit(groups, limits)
+        except OSError:
+            if time.monotonic() < deadline:
+                time.sleep(0.01)
+                continue
+        return
 
 
 def join(groups: Mapping[str, str]) -> None:

@@ -154,11 +154,11 @@ class Supervisor:
             return refused
         return None
 
-    def _make_groups(self, limits: dict[str, int], room: int = 0) -> dict[str, Any] | None:
+    def _make_groups(self, limits: dict[str, int], *, room_for_criu: bool = False) -> dict[str, Any] | None:
         """Make the service's control groups; return why that could not be done."""
         try:
             self.state["groups"] = cgroups.make(self.arguments.service, limits)
-            cgroups.limit(self.state["groups"], limits, room=room)
+            cgroups.limit(self.state["groups"], limits, room_for_criu=room_for_criu)
         except OSError as error:
             return {
                 "code": "limit_refused",
@@ -177,7 +177,7 @@ class Supervisor:
         """
         self.state["mounts"] = json.loads(self.arguments.mounts)
         limits = json.loads(self.arguments.limits)
-        if refusal := self._make_groups(limits, cgroups.ROOM_FOR_CRIU):
+        if refusal := self._make_groups(limits, room_for_criu=True):
             return refusal
         self.write_state("restoring")
         self.swrk = os.fork()
@@ -191,7 +191,7 @@ class Supervisor:
         restored = children(os.getpid())
         if status == 0 and restored:
             self.init = restored[0]
-            cgroups.limit(self.state["groups"], limits)
+            cgroups.narrow(self.state["groups"], limits)
             return None
         self.end_children()
         return {
