@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,8 +143,9 @@ def test_a_service_that_ends_with_its_supervisor_is_not_forgotten(second_node: S
     (init,) = process.children(before["ppid"])
     os.kill(before["ppid"], signal.SIGSTOP)  # it shall not say how its service ended
     assert eventually(lambda: process.status(before["ppid"])["State"].startswith("T"))
-    for pid in (init, before["ppid"]):
-        os.kill(pid, signal.SIGKILL)
+    os.kill(init, signal.SIGKILL)
+    assert eventually(lambda: process.Process.of(init) is None)
+    os.kill(before["ppid"], signal.SIGKILL)
     ended = eventually(lambda: (shown := node.show("service", service))["status"] == "exited" and shown)
     assert ended["status_reason"].startswith("It ended, and its supervisor with it")
     node.mhctl("service", "start", service)
@@ -158,3 +160,34 @@ def test_the_end_of_an_init_is_told_from_that_of_its_service(second_node: Stack)
     ended = eventually(lambda: (shown := node.show("service", service))["status"] == "exited" and shown)
     assert ended["exit_signal"] == signal.SIGKILL
     assert ended["status_reason"] == "Its init was killed by SIGKILL, and with it all of its processes."
+
+
+def test_a_stop_whose_worker_dies_is_still_a_stop(second_node: Stack) -> None:
+    """Not an end that the service came to by itself, after which it would come back at the next boot."""
+    node = second_node
+    script = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(3), sys.exit(0)))\n"
+        "print('ready', flush=True)\nsignal.pause()"
+    )
+    service = node.create(program("python3"), "-c", script)
+    assert eventually(lambda: "ready" in node.log(service))
+    job = node.mhctl("service", "stop", "--grace", "60", "--no-wait", service).out.strip()
+    assert eventually((node.folder / f"run/services/{service}/stopping").exists)
+    worker = worker_of(node)
+    assert worker
+    os.kill(worker, signal.SIGKILL)
+
+    shown = eventually(lambda: (now := node.show("service", service))["status"] == "stopped" and now, 20)
+    assert shown and shown["exit_code"] == 0
+    assert "was being stopped" in shown["status_reason"]
+    assert node.show("job", job)["status"] == "lost"
+
+
+def test_the_worker_may_watch_many_services(second_node: Stack) -> None:
+    """Two descriptors each."""
+    node = second_node
+    worker = eventually(lambda: worker_of(node))
+    assert worker
+    soft, hard = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+    assert soft == hard

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -14,9 +16,36 @@ from tests.isolation import FOLDER
 from tests.stack import Stack, eventually, free_port, get_page
 
 
+class Database:
+    """An empty database in a cluster of its own.
+
+    Attributes:
+        url: its address.
+    """
+
+    def __init__(self, words: list[str], url: str) -> None:
+        self._words = words
+        self.url = url
+        self._start()
+
+    def _start(self) -> None:
+        nothing = subprocess.DEVNULL
+        self._server = subprocess.Popen(self._words, stdin=nothing, stdout=nothing, stderr=nothing)
+
+    def stop(self) -> None:
+        """End it at once, with the connections that there are."""
+        self._server.send_signal(signal.SIGINT)
+        self._server.wait(30)
+
+    def restart(self) -> None:
+        """End it at once and start it again."""
+        self.stop()
+        self._start()
+
+
 @pytest.fixture
-def database() -> Iterator[str]:
-    """The address of an empty database in a cluster of its own."""
+def database() -> Iterator[Database]:
+    """A database for one test."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))[-1]
     as_postgres = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--"]
     with tempfile.TemporaryDirectory(dir=FOLDER) as name:
@@ -25,27 +54,25 @@ def database() -> Iterator[str]:
         initdb = [f"{programs}/initdb", "-D", f"{folder}/data", "-A", "trust", "-N", "-U", "miehisto"]
         subprocess.run([*as_postgres, *initdb], check=True, capture_output=True)
         where = ["-D", f"{folder}/data", "-k", str(folder), "-c", "listen_addresses="]
-        server = subprocess.Popen(
-            [*as_postgres, f"{programs}/postgres", *where],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        url = f"postgres://miehisto@/miehisto?host={folder}"
+        server = Database([*as_postgres, f"{programs}/postgres", *where], url)
         try:
             create = [f"{programs}/createdb", "-h", str(folder), "-U", "miehisto", "miehisto"]
             eventually(lambda: subprocess.run(create, check=False, capture_output=True).returncode == 0, 30)
-            yield f"postgres://miehisto@/miehisto?host={folder}"
+            yield server
         finally:
-            server.terminate()
-            server.wait(30)
+            server.stop()
 
 
-def test_the_main_job_on_postgresql(database: str) -> None:
-    """Create, two dumps of one service asked for at once, restore, an unknown prefix, delete."""
+def test_the_main_job_on_postgresql(database: Database) -> None:
+    """Create, two dumps of one service asked for at once, restore, an unknown prefix, delete.
+
+    And a restart of PostgreSQL under a job, after which the job and the service are what they are.
+    """
     folder = FOLDER / "node-on-postgresql"
     folder.mkdir(mode=0o755)
     stack = Stack(folder)
-    stack.environment["DATABASE_URL"] = database
+    stack.environment["DATABASE_URL"] = database.url
     stack.start()
     try:
         port = free_port()
@@ -55,13 +82,21 @@ def test_the_main_job_on_postgresql(database: str) -> None:
         with ThreadPoolExecutor(2) as pool:
             answers = list(pool.map(lambda _: stack.mhctl("service", "dump", "web", check=False), range(2)))
         assert sorted(answer.code for answer in answers) == [0, 1]
-        assert any("active job" in answer.err or "not running" in answer.err for answer in answers)
+        assert any("active job" in answer.err or "not running" in answer.err for answer in answers), answers
         image = next(Path(answer.out.strip()).name for answer in answers if answer.code == 0)
         stack.restore(image)
         assert get_page(port, "hostname") == content
         assert stack.show("image", image)["service"] == service
         assert stack.mhctl("service", "show", "nobody", check=False).code == 4
         assert not (folder / "state/database/db.sqlite3").exists()
+
+        job = stack.mhctl("service", "dump", "web", "--leave-running", "--no-wait").out.strip()
+        database.restart()
+        ended = eventually(lambda: (now := stack.show("job", job))["finished"] and now, 40)
+        assert ended and ended["status"] == "succeeded"
+        assert get_page(port, "hostname") == content
+        os.kill(stack.show("service", "web")["pid"], signal.SIGKILL)
+        assert eventually(lambda: stack.show("service", "web")["status"] == "exited", 20)
         stack.clear()
     finally:
         stack.stop()

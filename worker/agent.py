@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import select
 import threading
 import time
@@ -24,7 +25,7 @@ from services import operations
 from services.models import Job, Service
 from services.resending import Resender
 from services.states import JobState
-from worker import cgroups, criu, descriptors, exporting, forks, host, importing, reconcile, supervision
+from worker import cgroups, criu, exporting, forks, host, importing, reconcile, supervision
 from worker.booting import Boot
 from worker.errors import JobFailed
 from worker.paths import Paths
@@ -242,7 +243,9 @@ class AgentStep(bootsteps.StartStopStep):
 
     def start(self, _worker: Any) -> None:
         """Start the agent."""
-        descriptors.allow_many()
+        # Two descriptors of each running service; a service's own limits are runmh's to set.
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._agent.start()
         self._reader.start()
 

@@ -16,6 +16,7 @@ from celery import shared_task
 from celery.signals import worker_process_init
 from django.conf import settings
 from django.db import DatabaseError
+from django.db import Error as DatabaseAway
 from django.utils import timezone
 
 from images import contents, origins
@@ -29,7 +30,6 @@ from services.writing import Steps, surely
 from worker import agent as agent  # noqa: PLC0414 - its import adds the agent to the worker that runs this
 from worker import (
     commands,
-    descriptors,
     host,
     inspecting,
     policy,
@@ -94,7 +94,6 @@ def engine(step: Callable[[str], None]) -> Engine:
 @worker_process_init.connect
 def get_ready(**_: Any) -> None:
     """Do once in each process of the worker what its first job would have to wait for."""
-    descriptors.allow_as_before()
     _warm(os.getpid())
     spares.keep_one()
 
@@ -119,7 +118,7 @@ def run_job(*order: object, **more: object) -> None:
 
 
 def _run(job_id: str) -> None:
-    job = operations.claim(job_id, worker=reconcile.identity(settings.MIEHISTO_NODE))
+    job = _claim(job_id)
     if job is None:
         return
     try:
@@ -160,6 +159,23 @@ def _end(job: Job, write: Callable[[], None]) -> None:
         found = _truth_after_failure(job)
         said = "The database refused what the job's end says; the worker's log has both."
         surely(lambda: operations.error(job, said, found.state if found else None))
+
+
+def _claim(job_id: str) -> Job | None:
+    """Take the job; one that this process has taken without hearing so is its own, too.
+
+    A database that goes away during the commit leaves open whether that was done, and nobody else would ever
+    end a job whose worker lives.
+    """
+    me = reconcile.identity(settings.MIEHISTO_NODE)
+    try:
+        return operations.claim(job_id, worker=me)
+    except DatabaseAway as error:
+        log.warning("job %s may be taken or not, the database went away: %s", job_id, error)
+    mine = Job.objects.select_related("service", "node").filter(pk=job_id, status=JobState.RUNNING, worker=me)
+    found: list[Job] = []
+    surely(lambda: found.extend(mine.all()))
+    return found[0] if found else None
 
 
 def _fail(job: Job, failure: JobFailed) -> None:
