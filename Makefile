@@ -75,5 +75,5 @@ lock:
 	@scripts/lock
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist static_root test-artifacts *.egg-info
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist static_root test-artifacts *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
