@@ -72,6 +72,15 @@ def newest_tini(folder: Path) -> str:
     return str(found[-1]) if found else ""
 
 
+def is_loopback(bind: str) -> bool:
+    """Tell whether only this host itself can reach HOST:PORT."""
+    host = bind.rpartition(":")[0].strip("[]")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def host_of_bind(bind: str) -> list[str]:
     """Return the host of HOST:PORT as ALLOWED_HOSTS spells it.
 

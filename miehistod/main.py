@@ -155,6 +155,11 @@ async def bring_up(node: Prepared, supervisor: Supervisor) -> None:
         supervisor.start(spec)
     await readiness.until_ready(settings, say, site="site" in names, worker="worker" in names)
     login = f" (login admin, password in {node.password})" if node.password.exists() else ""
+    if "site" in names and settings.is_open:
+        say(
+            f"warning: {settings.bind} can be reached from elsewhere without HTTPS, so passwords and tokens "
+            "can be read on the way; put a proxy before it and set MIEHISTO_HTTPS=1."
+        )
     say(f"ready: http://{settings.bind}{login}" if "site" in names else "ready")
     await supervisor.wait()
 

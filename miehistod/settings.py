@@ -9,7 +9,9 @@ import os
 import re
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from miehistod.errors import CannotRun
@@ -37,6 +39,7 @@ class Settings:
     user: str
     broker_url: str
     secret_key: str
+    https: bool = False
 
     @property
     def database_dir(self) -> Path:
@@ -52,6 +55,14 @@ class Settings:
     def own_broker_url(self) -> str:
         """The address of the private Redis."""
         return f"redis+socket://{self.run_dir / 'redis.sock'}"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether strangers' requests come over the network as they are."""
+        host = self.bind_address[0]
+        with suppress(ValueError):
+            return not self.https and not ip_address(host).is_loopback
+        return not self.https and host != "localhost"
 
     @property
     def bind_address(self) -> tuple[str, int]:
@@ -79,6 +90,7 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
         user=environ.get("MIEHISTO_USER") or "miehisto",
         broker_url=environ.get("CELERY_BROKER_URL", ""),
         secret_key=environ.get("MIEHISTO_SECRET_KEY", ""),
+        https=environ.get("MIEHISTO_HTTPS", "").lower() in {"1", "true", "yes", "on"},
     )
     host, _, port = settings.bind.rpartition(":")
     if not (host and port.isascii() and port.isdecimal() and int(port) < 65536):

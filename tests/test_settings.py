@@ -12,7 +12,9 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from miehisto_web.environment import database_from_url, host_of_bind, newest_tini, secret_key
+from miehistod.settings import read
 
+KEY = "a key that is long, and of many kinds of letters: 0123456789"
 ROOT = Path(__file__).parent.parent
 NAME = re.compile(r"\b(?:MIEHISTO_[A-Z_]*[A-Z]|DATABASE_URL|DATABASE_PASSWORD_FILE|CELERY_BROKER_URL)\b")
 PACKAGES = ("miehisto_web", "services", "images", "worker", "miehistod", "mhctl")
@@ -69,6 +71,41 @@ def test_hosts_and_https_come_from_the_environment() -> None:
     )
     assert {"192.0.2.7", "a.example", "b.example"} <= set(settings["ALLOWED_HOSTS"])
     assert settings["SESSION_COOKIE_SECURE"] is True
+
+
+def checked(**environment: str) -> str:
+    """Return what `manage.py check --deploy` says."""
+    clean = {key: value for key, value in os.environ.items() if not NAME.fullmatch(key)}
+    done = subprocess.run(
+        [sys.executable, "manage.py", "check", "--deploy"],
+        env=clean
+        | {"DATABASE_URL": "sqlite:///:memory:", "MIEHISTO_SECRET_KEY": "k" * 25 + KEY}
+        | environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout + done.stderr
+
+
+def test_a_site_for_its_own_host_or_behind_https_has_nothing_to_mend() -> None:
+    for environment in (
+        {},
+        {"MIEHISTO_BIND": "[::1]:80"},
+        {"MIEHISTO_BIND": "0.0.0.0:80", "MIEHISTO_HTTPS": "1"},
+    ):
+        assert "no issues" in checked(**environment), environment
+
+
+def test_a_site_that_strangers_reach_without_https_is_warned_of() -> None:
+    said = checked(MIEHISTO_BIND="192.0.2.7:80")
+    assert "miehisto.W001" in said and "security.W010" in said
+    environment = {"MIEHISTO_NODE": "n", "MIEHISTO_BIND": "192.0.2.7:80"}
+    assert read(environment).is_open
+    assert not read(environment | {"MIEHISTO_HTTPS": "1"}).is_open
+    assert not read(environment | {"MIEHISTO_BIND": "localhost:80"}).is_open
+    assert read(environment | {"MIEHISTO_BIND": "0.0.0.0:80"}).is_open
 
 
 def test_a_bind_to_every_interface_allows_no_host() -> None:
