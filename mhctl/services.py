@@ -206,9 +206,12 @@ def _grace(parsed: Parsed) -> Json:
 
 
 def logs(parsed: Parsed) -> None:
-    """`mhctl service logs`: the service's own bytes, unchanged."""
+    """`mhctl service logs`: the service's own bytes; on a terminal, which they could steer, made visible."""
     import sys
 
+    from mhctl.text import Harmless
+
+    harmless = Harmless() if sys.stdout.isatty() else None
     follow = parsed.options["follow"]
     query = {"lines": parsed.options["lines"], "follow": 1 if follow else None}
     # While nothing is written nothing comes, so a followed log has no time limit.
@@ -218,7 +221,7 @@ def logs(parsed: Parsed) -> None:
     )
     try:
         for piece in response.pieces():
-            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.write(harmless.shown(piece) if harmless else piece)
             sys.stdout.buffer.flush()
     finally:
         response.close()

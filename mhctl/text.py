@@ -21,6 +21,22 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+class Harmless:
+    """Bytes of anybody's, piece by piece, for a terminal: only newlines and tabs are more than letters."""
+
+    def __init__(self) -> None:
+        import codecs
+
+        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+
+    def shown(self, piece: bytes) -> bytes:
+        """What to write for a piece; a letter that it cuts in two comes with the next one."""
+        text = self._decoder.decode(piece)
+        if not text.isprintable():
+            text = "".join(c if c in "\n\t" else plain(c) for c in text)
+        return text.encode("utf-8")
+
+
 def quoted(word: str) -> str:
     """One word of a command line as a shell would need it (shlex.quote would show control characters raw)."""
     if word and UNQUOTED.issuperset(word):
