@@ -156,6 +156,8 @@ def record(
 def forget(image_id: str) -> None:
     """Delete the row of an image whose files are gone; a service that was nothing else has ended by that."""
     with transaction.atomic():
+        # Who reads what is in it may be about to write that, and a row that others refer to cannot go.
+        Image.objects.select_for_update().filter(pk=image_id).first()
         Image.objects.filter(pk=image_id).delete()
         pointing = Service.objects.filter(image_id=image_id)
         ended = list(pointing.filter(status=ServiceState.DUMPED).values_list("pk", flat=True))

@@ -8,12 +8,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from typing import Any
 
-from django.db import DatabaseError, close_old_connections, connection
+from django.db import DatabaseError, close_old_connections, connections
 
 from images import contents
 from images.models import Image
-from worker import inspecting
+from worker import forks, inspecting
 from worker.image_files import Unreadable
 from worker.paths import Paths
 
@@ -48,24 +49,35 @@ class Reader:
     def run(self) -> None:
         """Look until told to stop. A database that is away is waited for."""
         forgotten = 0.0
+        mine = connections["default"]
+        mine.inc_thread_sharing()
+        forks.close_before_each(mine.close)
         while not self._stopping.wait(_LOOK_EVERY):
             try:
-                close_old_connections()
-                while not self._stopping.is_set() and (image := contents.unread(self._node)):
+                with forks.kept_away():
+                    close_old_connections()
+                while not self._stopping.is_set() and (image := self._next()):
                     self._read(image)
                 if time.monotonic() - forgotten >= _FORGET_EVERY:
-                    contents.forget_environments()
+                    with forks.kept_away():
+                        contents.forget_environments()
                     forgotten = time.monotonic()
             except DatabaseError as error:
                 log.warning("what images hold cannot be written, and is tried again: %s", error)
             except Exception:
                 log.exception("looking into images failed, and goes on")
-        connection.close()
+        mine.close()
+
+    def _next(self) -> Image | None:
+        with forks.kept_away():
+            return contents.unread(self._node)
 
     def _read(self, image: Image) -> None:
+        found: dict[str, Any] = {}
+        why = ""
         try:
             found = inspecting.apart(self._paths.image(image.pk))
         except Unreadable as error:
-            contents.record(image.pk, {}, str(error))
-        else:
-            contents.record(image.pk, found)
+            why = str(error)
+        with forks.kept_away():
+            contents.record(image.pk, found, why)
