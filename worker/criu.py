@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -34,6 +35,8 @@ GHOST_LIMIT = 256 * 1024 * 1024
 _CAP_SYS_RESOURCE = 24
 _RUN_ID = "CRIU run id = "
 _MOST_DECODED = 64 << 20
+_TO_UNDO = 5.0
+"""Seconds that a CRIU gets to undo what it did, once it was silent for too long."""
 _AFTER_THE_END = 5.0
 """Seconds that CRIU may take to say something after its subject has ended, mostly by CRIU's own hand."""
 
@@ -183,7 +186,7 @@ class Call:
                 connection.send(rpc.criu_req(type=rpc.NOTIFY, notify_success=agreed).SerializeToString())
         except TimeoutError:
             if self._process is not None:
-                self._process.kill()
+                self._make_undo(self._process)
             if subject is not None and not subject.alive():
                 raise JobFailed(
                     "service_ended",
@@ -204,6 +207,26 @@ class Call:
             "CRIU ended without an answer.",
             "Look at CRIU's log, and whether it was killed (dmesg).",
         )
+
+    def _make_undo(self, process: subprocess.Popen[bytes]) -> None:
+        """End a CRIU that was silent for too long, by force only if it doesn't undo what it did by itself.
+
+        Its code may run inside the service, which would die with it. One that was stopped can go on, and be
+        refused all that it asks for.
+        """
+        process.send_signal(signal.SIGCONT)
+        refusal = rpc.criu_req(type=rpc.NOTIFY, notify_success=False).SerializeToString()
+        deadline = time.monotonic() + _TO_UNDO
+        with suppress(OSError):
+            while (left := deadline - time.monotonic()) > 0:
+                self._connection.settimeout(left)
+                answer = rpc.criu_resp()
+                data = self._connection.recv(1 << 20)
+                answer.ParseFromString(data)
+                if not data or answer.type != rpc.NOTIFY:
+                    break
+                self._connection.send(refusal)
+        process.kill()
 
     def _hear(self, timeout: float, subject: Process | None) -> bytes:
         """Return what CRIU says next, empty at its end.
