@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import sqlite3
 import time
@@ -41,6 +42,7 @@ class Fault:
         findings: a sentence for each round in which the promise did not hold.
         lost: how many services were neither running nor in an image that restores, without a reason.
         facts: what else is worth telling.
+        seconds, load: how long it took, and how busy the machine was (getloadavg(3)).
     """
 
     name: str
@@ -51,6 +53,7 @@ class Fault:
     lost: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    load: float = 0.0
 
     @contextmanager
     def round(self, title: str = "") -> Iterator[random.Random]:
@@ -97,6 +100,8 @@ class Campaign:
             raise
         finally:
             fault.seconds = round(time.monotonic() - began, 1)
+            # Of the last 15 minutes: what took long may have waited for others on the same machine.
+            fault.load = round(os.getloadavg()[2], 1)
             if self._results:
                 with Path(self._results).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(asdict(fault)) + "\n")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +107,31 @@ class Lab(Stack):
         for part in filter(None, parts):
             assert part.wait(30), "a part of a killed miehistod goes on"
         orphans.reap()
+        self.start()
+        self.deaths = 0
+
+    def power_cut(self, tables: list[str]) -> None:
+        """Let all processes of the node die at once, and lose what a reboot loses; then start it.
+
+        Args:
+            tables: the firewall tables that were there before; others are the kernel's to lose.
+        """
+        assert self.daemon is not None
+        services = [row["object_id"] for row in self.api("GET", "services?all=1").body]
+        roots = [self.daemon.pid, *promise.criu_processes()]
+        roots += [pid for service in services for pid in promise.supervisors_of(service)]
+        doomed = {pid for root in roots for pid in process.tree(root)}
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # so that none sees the others' end
+            for pid in doomed:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        self.daemon.wait(30)
+        eventually(lambda: not any(Process.of(pid) for pid in doomed))
+        orphans.reap()
+        shutil.rmtree(self.folder / "run")
+        for table in promise.tables():
+            if table not in tables:
+                subprocess.run(["nft", "delete", *table.split()], check=True)
         self.start()
         self.deaths = 0
 

@@ -41,12 +41,11 @@ def page(records: list[dict[str, Any]], machine: str, day: str) -> str:
     lost = sum(fault["lost"] for fault in faults)
     text = f"{_HEAD}\nTaken on {day} on {machine}.\n\n"
     text += f"**{rounds} rounds, {findings} findings, {lost} services lost.**\n\n"
-    rows = [
-        [str(each) for each in (fault["name"], fault["rounds"], fault["seed"], round(fault["seconds"]))]
-        + [str(len(fault["findings"])), str(fault["lost"])]
-        for fault in faults
-    ]
-    text += table(["fault", "rounds", "seed", "seconds", "findings", "lost"], rows)
+    rows = []
+    for fault in faults:
+        told = [fault["rounds"], len(fault["findings"]), fault["lost"], fault["seed"]]
+        rows.append([fault["name"], *map(str, told), f"{fault['seconds']:.0f}", str(fault.get("load", ""))])
+    text += table(["fault", "rounds", "findings", "lost", "seed", "seconds", "load"], rows)
     for fault in faults:
         text += f"## {fault['name']}\n\n{fault['what']}.\n\n"
         text += "".join(f"- {name}: {_told(value)}\n" for name, value in fault["facts"].items())

@@ -40,12 +40,13 @@ class Host(NamedTuple):
 
 def host(node: Stack) -> Host:
     """Return what of a node's can be seen on the host."""
-    tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True)
-    return Host(
-        mounts_of(node),
-        sorted(line for line in tables.stdout.splitlines() if "CRIU" in line),
-        sorted(_zombies()),
-    )
+    return Host(mounts_of(node), tables(), sorted(_zombies()))
+
+
+def tables() -> list[str]:
+    """Return CRIU's firewall tables, such as ``table inet CRIU-5``."""
+    shown = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True)
+    return sorted(line for line in shown.stdout.splitlines() if "CRIU" in line)
 
 
 def rows(node: Stack, query: str, *arguments: str) -> list[tuple[Any, ...]]:

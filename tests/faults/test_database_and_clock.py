@@ -1,0 +1,188 @@
+"""A database that is locked or restarted while jobs work, and a clock that was set back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from tests.faults import promise
+from tests.faults.campaign import Broken, Campaign
+from tests.faults.kept import Kept
+from tests.faults.lab import Lab
+from tests.faults.test_worker_killed import BEGINS_FROM, after, lasts
+from tests.isolation import FOLDER
+from tests.stack import eventually
+from tests.test_locked_database import held
+from tests.test_postgresql import database
+from worker import orphans
+
+__all__ = ["database"]
+
+TABLES = ("services_node", "services_service", "services_job", "services_jobevent", "images_image")
+AN_HOUR = timedelta(hours=1)
+
+
+def test_a_database_that_is_locked_for_long(lab: Lab, campaign: Campaign) -> None:
+    seconds = 20 if campaign.long else 2
+    what = f"Another program holds the SQLite database for {seconds} s, from a random moment of a job on"
+    with campaign.fault("database locked", what) as fault:
+        service = Kept(lab)
+        before = promise.host(lab)
+        for _ in range(campaign.rounds(1, 8)):
+            with fault.round() as chances:
+                verb = chances.choice(list(BEGINS_FROM))
+                service.bring_to(BEGINS_FROM[verb])
+                service.forget_images(but=service.row()["image"] if verb == "restore" else None)
+                job = service.begin(verb)
+                time.sleep(chances.uniform(0, lasts(1, verb)))
+                with held(lab.folder / "state/database/db.sqlite3"):
+                    time.sleep(seconds)
+                promise.settle(lab)
+                after(service, verb)
+                promise.holds(lab, [service], before=before, may_end=verb == "stop")
+                ended = lab.api("GET", f"jobs/{job['object_id']}").body
+                if ended["status"] != "succeeded":
+                    raise Broken(f"the {verb} ended as {ended['status']}: {ended['error']}")
+        service.bring_to("running")
+        service.delete()
+
+
+class Cluster:
+    """A PostgreSQL that the test may stop and start.
+
+    Args:
+        url: its database, as the fixture gives it.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.folder = parse_qs(urlsplit(url).query)["host"][0]
+        self.programs = sorted(
+            Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name)
+        )[-1]
+
+    def run(self, *words: str) -> None:
+        """Run pg_ctl as PostgreSQL's own user."""
+        as_postgres = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--"]
+        where = [f"{self.programs}/pg_ctl", "-D", f"{self.folder}/data", "-w", "-l", f"{self.folder}/log"]
+        subprocess.run([*as_postgres, *where, *words], check=True, capture_output=True, cwd=self.folder)
+
+    def stop(self) -> None:
+        """End it as if it had crashed."""
+        self.run("-m", "immediate", "stop")
+
+    def start(self) -> None:
+        """Start it again; it recovers first."""
+        self.run("-o", f"-k {self.folder} -c listen_addresses=", "start")
+
+
+@pytest.fixture
+def elsewhere(database: str, request: pytest.FixtureRequest) -> Iterator[tuple[Lab, Cluster]]:
+    """A node whose rows are in a PostgreSQL, and that."""
+    if not request.getfixturevalue("campaign").long:
+        pytest.skip("the long form restarts a PostgreSQL (--long)")
+    orphans.adopt()
+    folder = FOLDER / "lab-on-postgresql"
+    folder.mkdir(mode=0o755)
+    node, cluster = Lab(folder), Cluster(database)
+    node.environment["DATABASE_URL"] = database
+    node.start()
+    yield node, cluster
+    node.clear()
+    node.stop()
+    orphans.reap()
+    with contextlib.suppress(subprocess.CalledProcessError):
+        cluster.run("-m", "fast", "stop")
+
+
+def test_a_postgresql_that_is_restarted(elsewhere: tuple[Lab, Cluster], campaign: Campaign) -> None:
+    node, cluster = elsewhere
+    what = (
+        "PostgreSQL, which holds the rows, is crashed at a random moment of a job and is back seconds later"
+    )
+    with campaign.fault("PostgreSQL restarted", what) as fault:
+        service = Kept(node)
+        before = promise.host(node)
+        for _ in range(campaign.rounds(1, 15)):
+            with fault.round() as chances:
+                verb = chances.choice(list(BEGINS_FROM))
+                service.bring_to(BEGINS_FROM[verb])
+                service.forget_images(but=service.row()["image"] if verb == "restore" else None)
+                service.begin(verb)
+                time.sleep(chances.uniform(0, lasts(1, verb)))
+                cluster.stop()
+                time.sleep(chances.uniform(0, 4))
+                cluster.start()
+                eventually(lambda: node.api("GET", "node").status == 200, 30)
+                promise.settle(node)
+                after(service, verb)
+                promise.holds(node, [service], before=before, may_end=verb in {"stop", "start"})
+        service.bring_to("running")
+        service.delete()
+
+
+def into_the_future(rows: Path) -> None:
+    """Move every time in the rows an hour ahead, as they look after a clock was set back by one."""
+    with contextlib.closing(sqlite3.connect(rows, timeout=30)) as connection, connection:
+        for table in (
+            "services_node",
+            "services_service",
+            "services_job",
+            "services_jobevent",
+            "images_image",
+        ):
+            columns = connection.execute(f"PRAGMA table_info({table})").fetchall()
+            for column in [name for _, name, kind, *_ in columns if kind == "datetime"]:
+                query = f"SELECT rowid, {column} FROM {table} WHERE {column} IS NOT NULL"
+                for row, value in connection.execute(query).fetchall():
+                    later = datetime.fromisoformat(value) + AN_HOUR
+                    update = f"UPDATE {table} SET {column} = ? WHERE rowid = ?"
+                    connection.execute(update, (later.strftime("%Y-%m-%d %H:%M:%S.%f"), row))
+
+
+def test_a_clock_that_was_set_back(lab: Lab, campaign: Campaign) -> None:
+    what = (
+        "While jobs wait in a queue that is then lost, every time in the rows is moved an hour ahead,"
+        " which is what a clock set back leaves (the kernel's own clock is the same for all of the host)"
+    )
+    with campaign.fault("clock set back", what) as fault:
+        service = Kept(lab)
+        before = promise.host(lab)
+        for _ in range(campaign.rounds(1, 5)):
+            with fault.round() as chances:
+                verb = chances.choice(list(BEGINS_FROM))
+                service.bring_to(BEGINS_FROM[verb])
+                held_up = [lab.part("worker"), *lab.pool()]
+                for pid in held_up:
+                    os.kill(pid, signal.SIGSTOP)
+                try:
+                    job = service.begin(verb)
+                    lab.kill_part("redis")
+                    into_the_future(lab.folder / "state/database/db.sqlite3")
+                finally:
+                    for pid in held_up:
+                        os.kill(pid, signal.SIGCONT)
+                service.wait(job["object_id"])
+                after(service, verb)
+                promise.holds(lab, [service], before=before)
+                # And it goes on from there.
+                service.bring_to("running")
+                service.bring_to("dumped")
+                service.bring_to("running")
+                promise.holds(lab, [service], before=before)
+                service.forget_images()
+                seen = datetime.fromisoformat(lab.api("GET", "node").body["last_seen"])
+                if seen > datetime.now(seen.tzinfo) + AN_HOUR / 2:
+                    raise Broken("the node's heartbeat is not written any more")
+            lab.calm()
+        service.bring_to("running")
+        service.delete()
