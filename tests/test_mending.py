@@ -160,3 +160,28 @@ def test_a_restore_that_is_broken_off_leaves_nothing_but_the_image(
     hasty.restore(image)
     assert connection.answer() == "$6"
     assert connection.answer() == "nobody"
+
+
+def test_a_criu_that_hangs_and_has_lost_its_worker_is_ended_too(
+    hasty: Stack, client: tuple[str, Connection]
+) -> None:
+    """It would hold the service, frozen, and its job for ever."""
+    service, connection = client
+    before, pid = tables(), hasty.show("service", service)["pid"]
+    job = hasty.mhctl("service", "dump", service, "--no-wait").out.strip()
+    criu = stopped_at(hasty, service, "dump.log", "Running post-dump scripts")
+    assert hasty.daemon
+    (worker,) = (
+        pid
+        for pid in process.children(hasty.daemon.pid)
+        if b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    )
+    os.kill(worker, signal.SIGKILL)
+
+    ended = eventually(lambda: (now := hasty.show("job", job))["finished"] and now, 30)
+    assert ended and ended["status"] == "lost"
+    assert not criu.alive()
+    shown = hasty.show("service", service)
+    assert (shown["status"], shown["pid"]) == ("running", pid)
+    assert connection.ask("GET told", lines=2) == "nobody"
+    assert tables() == before
