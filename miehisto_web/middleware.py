@@ -36,6 +36,7 @@ from services.problems import Problem, bad_input
 from services.threads import in_thread
 
 API = "/api/"
+FOR_PROGRAMS = (API, "/metrics")
 # htmx, the admin and the API's page work under this; nothing comes from elsewhere, nothing stands inline.
 POLICY = (
     "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
@@ -200,7 +201,7 @@ class _PagesOnly(MiddlewareMixin):
 
 
 def _has_token(request: HttpRequest) -> bool:
-    return request.path_info.startswith(API) and bool(bearer_token(request))
+    return request.path_info.startswith(FOR_PROGRAMS) and bool(bearer_token(request))
 
 
 class Security(_PagesOnly, SecurityMiddleware):
@@ -223,7 +224,7 @@ class Gate(_PagesOnly, RoleRequired):
     def process_view(
         self, request: HttpRequest, view_func: Any, view_args: Any, view_kwargs: Any
     ) -> HttpResponseBase | None:
-        if request.path_info.startswith(API):
+        if request.path_info.startswith(FOR_PROGRAMS):
             return None
         return super().process_view(request, view_func, view_args, view_kwargs)
 

@@ -4,6 +4,7 @@ from django.contrib import admin
 from django.contrib.auth import views as auth
 from django.urls import URLPattern, URLResolver, include, path
 
+from metrics.views import metrics
 from miehisto_web import account
 from miehisto_web.api import api
 from miehisto_web.gate import without_role
@@ -16,6 +17,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("account/password/", account.Password.as_view(), name="password"),
     path("account/tokens/", account.tokens, name="tokens"),
     path("account/tokens/<int:pk>/revoke/", account.revoke_token, name="revoke-token"),
+    path("metrics", metrics),
     path("", include("dashboard.urls")),
 ]
 handler400 = "miehisto_web.errors.bad_request"

@@ -13,7 +13,7 @@ from scripts.stamps import Stamps
 
 _TOO_OLD = f"import sys; sys.exit(sys.version_info < {OLDEST_PYTHON!r})"
 _WHICH = "import sys; print(sys.version_info[:2], sys.base_prefix)"
-PACKAGES = ("miehisto_web", "services", "images", "worker", "miehistod", "mhctl")
+PACKAGES = ("miehisto_web", "services", "images", "dashboard", "metrics", "worker", "miehistod", "mhctl")
 COMMANDS = ("miehistod", "mhctl", "runmh")
 
 

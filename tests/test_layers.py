@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-OURS = {"miehisto_web", "services", "images", "dashboard", "worker", "miehistod", "mhctl"}
+OURS = {"miehisto_web", "services", "images", "dashboard", "metrics", "worker", "miehistod", "mhctl"}
 WITH_ROWS = {
     "tasks.py",
     "agent.py",
@@ -42,6 +42,7 @@ def offenders(files: list[Path], forbidden: set[str]) -> dict[str, set[str]]:
     [
         ("miehisto_web", {"worker", "miehistod", "mhctl"}),
         ("dashboard", {"worker", "miehistod", "mhctl", "miehisto_web"}),
+        ("metrics", {"worker", "miehistod", "mhctl", "miehisto_web", "dashboard"}),
         ("images", {"worker", "miehistod", "mhctl", "miehisto_web", "dashboard"}),
         ("services", {"worker", "miehistod", "mhctl", "miehisto_web", "images", "dashboard"}),
         ("miehistod", {"django", "services", "images", "miehisto_web"}),

@@ -100,6 +100,7 @@ PAGES = {
     "POST /account/tokens/": Row(LOGGED_IN, 200, body={"label": "x", "days": "7"}),
     "POST /account/tokens/{pk}/revoke/": Row(LOGGED_IN, 404, "token"),  # somebody else's
     "GET /": Row(V, 200),
+    "GET /metrics": Row(V, 200),
     "GET /live/": Row(ANYBODY, 200, query="?on=/services/"),  # a stranger is only told to load anew
     "GET /audit/": Row(A, 200),
     "GET /audit.csv": Row(A, 200),

@@ -9,7 +9,7 @@ import pytest
 from worker.failures import TABLE
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("services", "images", "dashboard", "miehisto_web", "worker", "mhctl", "miehistod")
+PACKAGES = ("services", "images", "dashboard", "metrics", "miehisto_web", "worker", "mhctl", "miehistod")
 # Which arguments are the message and the remedy, if they are not named.
 REFUSALS = {
     "Problem": (1, 2),
