@@ -10,7 +10,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonRespons
 from ninja import Router
 from ninja.params.functions import Query
 
-from services import inspection, logs, operations, waiting
+from services import inspection, loads, logs, operations, presently, waiting
 from services.answers import JOB_RESPONSES, job_answer, source_of, wait_parameter
 from services.authentication import Hearing, caller
 from services.lookup import find_job, find_service
@@ -23,10 +23,13 @@ from services.schemas import (
     DumpOptions,
     ErrorAnswer,
     JobAnswer,
+    LoadAnswer,
     LogAnswer,
     NewService,
     NodeAnswer,
     Nothing,
+    NowAnswer,
+    SamplesAnswer,
     ServiceAnswer,
     StopOptions,
 )
@@ -181,6 +184,25 @@ async def check_command(
         )
 
     return await job_answer(request, await in_thread(request_it), wait)
+
+
+@router.get("/services/{reference}/now", response={200: NowAnswer, **ERRORS}, tags=["services"])
+async def service_now(request: HttpRequest, reference: str) -> HttpResponse:
+    """Show what a running service does now: processes with CPU and memory, sockets, open files."""
+    service = await in_thread(lambda: find_service(reference))
+    return JsonResponse({"object_id": service.pk, **await presently.now(service)})
+
+
+@router.get("/services/{reference}/samples", response={200: SamplesAnswer, **ERRORS}, tags=["services"])
+async def service_samples(request: HttpRequest, reference: str) -> HttpResponse:
+    """Show how much CPU and memory a service used in the last hour, and where it listens."""
+    return JsonResponse(await in_thread(lambda: loads.samples(find_service(reference))))
+
+
+@router.get("/loads", response={200: dict[str, LoadAnswer]}, tags=["services"])
+async def all_loads(request: HttpRequest) -> HttpResponse:
+    """Show by id how much each running service uses, and where it listens."""
+    return JsonResponse(await in_thread(loads.all_loads))
 
 
 @router.get("/services/{reference}/logs", response={200: str, **ERRORS}, tags=["services"])

@@ -264,6 +264,39 @@ class ServiceEvent(models.Model):
         return f"{self.service_ref} {self.status}"
 
 
+class ServiceLoad(models.Model):
+    """What a service used when it was last looked at; written by loads.py.
+
+    cpu: cores; None at the first look. memory: bytes. listening: addresses, such as 127.0.0.1:80.
+    """
+
+    service = models.OneToOneField(Service, on_delete=models.CASCADE, primary_key=True, related_name="load")
+    at = models.DateTimeField()
+    cpu = models.FloatField(null=True, blank=True)
+    memory = models.BigIntegerField(default=0)
+    processes = models.PositiveIntegerField(default=0)
+    listening = models.JSONField(blank=True, default=list)
+
+    def __str__(self) -> str:
+        return f"load of {self.service_id}"
+
+
+class ServiceSample(models.Model):
+    """What a service used at one moment of the last hour; written and deleted by loads.py."""
+
+    service = models.ForeignKey(Service, on_delete=models.CASCADE, related_name="samples", db_index=False)
+    at = models.DateTimeField(db_index=True)
+    cpu = models.FloatField(null=True, blank=True)
+    memory = models.BigIntegerField(default=0)
+    processes = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        indexes: ClassVar = [models.Index(fields=["service", "at"])]
+
+    def __str__(self) -> str:
+        return f"{self.service_id} {self.at}"
+
+
 class ApiToken(models.Model):
     """A key to the API; only its SHA-256 is kept."""
 

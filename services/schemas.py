@@ -148,6 +148,43 @@ class ServiceAnswer(Schema):
     job: str | None
 
 
+class LoadAnswer(Schema):
+    """cpu: cores, null at the first look. memory: bytes that no file backs. listening: addresses."""
+
+    at: str
+    cpu: float | None
+    memory: int
+    processes: int
+    listening: list[str]
+
+
+class SampleAnswer(Schema):
+    at: str
+    cpu: float | None
+    memory: int
+    processes: int
+
+
+class SamplesAnswer(Schema):
+    """every: seconds between two samples. now: null for a service that does not run."""
+
+    object_id: str
+    every: float
+    now: LoadAnswer | None
+    samples: list[SampleAnswer]
+
+
+class NowAnswer(Schema):
+    """Each process with its PID on the host and inside; files and sockets with the PIDs that hold them."""
+
+    object_id: str
+    processes: list[dict[str, Any]]
+    files: list[dict[str, Any]]
+    sockets: list[dict[str, Any]]
+    counts: dict[str, int]
+    truncated: bool
+
+
 class EventAnswer(Schema):
     at: str
     status: str

@@ -14,6 +14,8 @@ WITH_ROWS = {
     "booting.py",
     "reconcile.py",
     "reading.py",
+    "sampling.py",
+    "background.py",
 }  # the worker's only modules that may know Django and rows
 
 

@@ -63,6 +63,9 @@ API = {
     "POST /services/{reference}/dump": Row(O, 202, "running"),
     "POST /services/{reference}/check": Row(O, 202, "running"),
     "GET /services/{reference}/logs": Row(V, 200, "running"),
+    "GET /services/{reference}/now": Row(V, 503, "running"),  # no node answers here
+    "GET /services/{reference}/samples": Row(V, 200, "running"),
+    "GET /loads": Row(V, 200),
     "POST /check-command": Row(O, 202, body=CREATE),
     "GET /jobs": Row(V, 200),
     "GET /jobs/{reference}": Row(V, 200, "job"),

@@ -21,15 +21,18 @@ from celery.platforms import EX_FAILURE
 from django.conf import settings
 from django.db import DatabaseError, close_old_connections, connections
 
-from services import operations
+from services import bell, operations
 from services.models import Job, Service
 from services.resending import Resender
 from services.states import JobState
 from worker import cgroups, criu, exporting, forks, host, importing, reconcile, supervision
+from worker.answering import Answerer
+from worker.background import Background
 from worker.booting import Boot
 from worker.errors import JobFailed
 from worker.paths import Paths
 from worker.reading import Reader
+from worker.sampling import Sampler
 from worker.supervision import Running
 
 log = logging.getLogger(__name__)
@@ -239,7 +242,11 @@ class AgentStep(bootsteps.StartStopStep):
         self._agent = Agent(
             paths, settings.MIEHISTO_NODE, settings.MIEHISTO_CRIU, settings.MIEHISTO_JOB_TIMEOUT
         )
-        self._reader = Reader(paths, settings.MIEHISTO_NODE)
+        self._beside: list[Background | Answerer] = [
+            Reader(paths, settings.MIEHISTO_NODE),
+            Sampler(settings.MIEHISTO_NODE),
+            Answerer(paths, settings.MIEHISTO_NODE, bell.redis_url(settings.CELERY_BROKER_URL)),
+        ]
 
     def start(self, _worker: Any) -> None:
         """Start the agent."""
@@ -247,7 +254,8 @@ class AgentStep(bootsteps.StartStopStep):
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._agent.start()
-        self._reader.start()
+        for each in self._beside:
+            each.start()
 
     def close(self, worker: Any) -> None:
         """End at once, for miehistod to start another, where Celery has met what it cannot bear.
@@ -260,7 +268,8 @@ class AgentStep(bootsteps.StartStopStep):
 
     def stop(self, _worker: Any) -> None:
         """Stop the agent."""
-        self._reader.stop()
+        for each in self._beside:
+            each.stop()
         self._agent.stop()
 
 

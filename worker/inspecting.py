@@ -21,6 +21,7 @@ from typing import Any
 
 from worker.image_files import Entry, Unreadable, entries, number, part, some_entries, text
 from worker.image_memory import KINDS, Memory, Shared
+from worker.sockdiag import STATES, endpoint
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +31,6 @@ _MOST_MAPPINGS = 2000
 _MOST_WORDS, _MOST_COMMAND, _MOST_ENVIRONMENT = 64, 8 << 10, 128 << 10
 _MOST_TOLD = 16 << 20
 _MEMORY, _SECONDS = 2 << 30, 60
-_STATES = {
-    1: "established", 2: "syn_sent", 3: "syn_recv", 4: "fin_wait1", 5: "fin_wait2", 6: "time_wait",
-    7: "closed", 8: "close_wait", 9: "last_ack", 10: "listening", 11: "closing",
-}  # fmt: skip
 _TASKS = {1: "running", 2: "dead", 3: "stopped", 6: "zombie"}
 _PROTOCOLS = {6: "tcp", 17: "udp", 136: "udplite"}
 _UNIX_KINDS = {1: "stream", 2: "datagram", 5: "seqpacket"}
@@ -249,7 +246,7 @@ def _file(kind: str, file: Entry, files: dict[int, Entry]) -> dict[str, Any]:
 
 def _socket(kind: str, found: Entry) -> dict[str, Any]:
     state = found.get("state")
-    said = _STATES.get(state, "") if isinstance(state, int) else text(state, 32).lower()
+    said = STATES.get(state, "") if isinstance(state, int) else text(state, 32).lower()
     if kind == "INETSK":
         family = socket.AF_INET6 if number(found, "family") == socket.AF_INET6 else socket.AF_INET
         raw = number(found, "type") == socket.SOCK_RAW
@@ -286,8 +283,7 @@ def _endpoint(family: int, words: object, port: int) -> str:
         packed = struct.pack(f"<{length}I", *words[:length])
     except struct.error:
         return f"?:{port}"
-    address = socket.inet_ntop(family, packed)
-    return f"[{address}]:{port}" if length == 4 else f"{address}:{port}"
+    return endpoint(socket.inet_ntop(family, packed), port)
 
 
 def _main(arguments: Iterable[str]) -> None:

@@ -92,8 +92,7 @@ def look(init: int, held: Mapping[int, Held], *, close: bool, skip_in_flight: bo
 
 def address(each: sockdiag.Inet) -> str:
     """Return where a socket listens, as ss(8) writes it."""
-    host = f"[{each.local}]" if ":" in each.local else each.local
-    return f"{host}:{each.port}" + ("/udp" if each.protocol == "udp" else "")
+    return sockdiag.endpoint(each.local, each.port) + ("/udp" if each.protocol == "udp" else "")
 
 
 def _by_protocol(held: Mapping[int, Held]) -> Iterator[Finding]:

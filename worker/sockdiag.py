@@ -17,6 +17,11 @@ from typing import NamedTuple
 ESTABLISHED, LISTEN = 1, 10
 """States of TCP and of unix sockets (linux/tcp_states.h)."""
 
+STATES = {
+    1: "established", 2: "syn_sent", 3: "syn_recv", 4: "fin_wait1", 5: "fin_wait2", 6: "time_wait",
+    7: "closed", 8: "close_wait", 9: "last_ack", 10: "listening", 11: "closing",
+}  # fmt: skip
+
 _SOCK_DIAG = 4
 _BY_FAMILY = 20
 _REQUEST_DUMP = 0x301
@@ -55,6 +60,11 @@ class Unix(NamedTuple):
     name: str
     peer: int
     waiting: tuple[int, ...]
+
+
+def endpoint(host: str, port: int) -> str:
+    """Return an address as ss(8) writes it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def inet(namespace: int = -1, *, listening_only: bool = False) -> list[Inet]:
