@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from mhctl.client import Client, segment
 from mhctl.errors import MhctlError, UsageError
 from mhctl.text import command_line, fields, moment, plain, put, put_json, table, value
@@ -135,6 +133,8 @@ def show_job(parsed: Parsed) -> None:
 
 def _command_of(action: Json, job: Json) -> str:
     """The command that does what an action of an error says."""
+    import json  # not above: most verbs do without it, and start faster
+
     options = "".join(f" -o {name}={json.dumps(each)}" for name, each in action["options"].items())
     commands = {
         "retry": f"mhctl job retry {job['object_id']}{options}",
@@ -149,6 +149,8 @@ def _command_of(action: Json, job: Json) -> str:
 
 def retry_job(parsed: Parsed) -> None:
     """`mhctl job retry`."""
+    import json
+
     options = {}
     for pair in parsed.options["option"]:
         name, equals, text = pair.partition("=")

@@ -33,7 +33,14 @@ ANY_CALL = {
 class DescribedAPI(NinjaAPI):
     """The API, which describes also the errors that any call may answer with."""
 
+    _described: OpenAPISchema | None = None
+
     def get_openapi_schema(self, **how: Any) -> OpenAPISchema:
+        if self._described is None:  # once, for it takes long, and anybody may ask for it
+            self._described = self._describe(**how)
+        return self._described
+
+    def _describe(self, **how: Any) -> OpenAPISchema:
         described = super().get_openapi_schema(**how)
         shape = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
         for calls in described["paths"].values():

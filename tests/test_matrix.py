@@ -278,7 +278,8 @@ def test_the_matrix_of_the_api() -> None:
     assert Job.objects.latest("queued_at").requested_by == rolled[O].username
 
 
-def test_the_matrix_of_the_pages() -> None:
+def test_the_matrix_of_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dashboard.asking.PATIENCE", 0)  # there is no worker whose answer could come
     objects = Objects()
     rolled: dict[str, User | None] = {role: member(role) for role in ROLES}
     users = {**rolled, "guest": member(None), "anonymous": None}
@@ -291,6 +292,8 @@ def test_the_matrix_of_the_pages() -> None:
         for method in METHODS:
             row = rows.get(method)
             for name, who, its in everybody:
+                if row is None and name not in {A, "anonymous"}:
+                    continue  # for a method that no address knows two tell enough
                 client = by_session(users[name]) if (method, path) == ("POST", "/logout/") and who else its
                 kind = next(row.of for row in rows.values())
                 address = (
