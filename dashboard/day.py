@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -29,22 +29,13 @@ _LEAST, _MOST = 0.001, 100.0  # seconds, the ends of the logarithmic scale of fr
 
 @dataclass
 class Lane:
-    """Jobs of one kind. ticks: (x in percent, how many, how many of them went wrong)."""
+    """Jobs of one kind. well, wrong: paths of the ticks, one unit a bucket wide, 26 high."""
 
     name: str
     jobs: int = 0
     bad: int = 0
-    ticks: list[tuple[float, int, int]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """A dump. x and y in percent, y from the top; job: its id."""
-
-    x: float
-    y: float
-    seconds: float
-    job: str
+    well: str = ""
+    wrong: str = ""
 
 
 @dataclass
@@ -53,13 +44,17 @@ class Day:
 
     axis: Axis
     lanes: list[Lane]
-    frozen: list[Frozen]
+    frozen: str  # a path of points, 1000 by 100 units
     median: float | None
     cut: bool
 
     @property
     def ticks(self) -> Any:
         return self.axis.ticks(6)
+
+    @property
+    def buckets(self) -> int:
+        return BUCKETS
 
     @property
     def jobs(self) -> int:
@@ -81,27 +76,28 @@ def last_day() -> Day:
         count = found[kinds.get(kind, OTHER)].setdefault(bucket, [0, 0])
         count[0] += 1
         count[1] += status in _BAD
-    lanes = [
-        Lane(
-            name,
-            sum(count for count, _bad in buckets.values()),
-            sum(bad for _count, bad in buckets.values()),
-            [
-                (round(100 * bucket / BUCKETS, 3), count, bad)
-                for bucket, (count, bad) in sorted(buckets.items())
-            ],
-        )
-        for name, buckets in found.items()
-        if buckets or name != OTHER
-    ]
+    lanes = [_lane(name, buckets) for name, buckets in found.items() if buckets or name != OTHER]
     dumps = recent.filter(kind=JobKind.DUMP, status=JobState.SUCCEEDED)
-    frozen = []
-    for pk, at, statistics in dumps.values_list("pk", "queued_at", "statistics")[:MOST_FROZEN]:
+    times, points = [], []
+    for at, statistics in dumps.values_list("queued_at", "statistics")[:MOST_FROZEN]:
         seconds = (statistics or {}).get("frozen_time", 0) / 1e6
         if seconds > 0:
-            frozen.append(Frozen(axis.x(at), _height(seconds), seconds, pk))
-    times = sorted(dot.seconds for dot in frozen)
-    return Day(axis, lanes, frozen, times[len(times) // 2] if times else None, len(rows) == MOST_JOBS)
+            times.append(seconds)
+            points.append(f"M{10 * axis.x(at):.0f} {_height(seconds):.0f}h0")
+    median = sorted(times)[len(times) // 2] if times else None
+    return Day(axis, lanes, "".join(points), median, len(rows) == MOST_JOBS)
+
+
+def _lane(name: str, buckets: dict[int, list[int]]) -> Lane:
+    lane = Lane(name)
+    for bucket, (count, bad) in sorted(buckets.items()):
+        lane.jobs += count
+        lane.bad += bad
+        if bad:
+            lane.wrong += f"M{bucket} 0h1v26h-1z"
+        else:
+            lane.well += f"M{bucket} 6h1v14h-1z"
+    return lane
 
 
 def _height(seconds: float) -> float:

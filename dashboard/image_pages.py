@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
-from django.db.models import Q, QuerySet, Sum
+from django.db.models import Count, Q, QuerySet, Sum
 from django.urls import reverse
 
 from dashboard.contents_view import arranged
@@ -57,7 +56,8 @@ def images(look: Look) -> Context:
         if text
         else None
     )
-    counts = Counter(Image.objects.order_by().values_list("status", flat=True))
+    totals = Image.objects.order_by().values("status").annotate(count=Count("*"), bytes=Sum("size_bytes"))
+    counts = {row["status"]: (row["count"], row["bytes"] or 0) for row in totals}
     return {
         "table": table(
             Image.objects.all(),
@@ -69,9 +69,9 @@ def images(look: Look) -> Context:
             searched=searched,
             shown=_shown,
         ),
-        "states": sorted(counts.items()),
-        "counted": sum(counts.values()),
-        "bytes": Image.objects.aggregate(bytes=Sum("size_bytes"))["bytes"] or 0,
+        "damaged": counts.get(ImageState.DAMAGED.value, (0, 0))[0],
+        "counted": sum(count for count, _ in counts.values()),
+        "bytes": sum(octets for _, octets in counts.values()),
     }
 
 

@@ -11,10 +11,12 @@ from django.urls import reverse
 from dashboard.page import Context, Look, Moved, page
 from dashboard.tables import Column, Filter, begins, search_of, table
 from dashboard.waterfall import waterfall
+from images.retrying import may_retry
 from services import waiting
 from services.lookup import find_job
 from services.models import AuditEvent, Job, Service
 from services.presenting import log_object
+from services.references import HEX_PREFIX
 from services.states import JobKind, JobState
 
 COLUMNS = (
@@ -26,8 +28,8 @@ COLUMNS = (
     Column("Took", number=True),
 )
 _ENDED_BADLY = frozenset({JobState.FAILED, JobState.ERRORED, JobState.LOST, JobState.CANCELLED})
-_ONLY_ANEW = frozenset({JobKind.IMPORT_IMAGE, JobKind.EXPORT_IMAGE, JobKind.CHECK_COMMAND})
 _ERROR = re.compile(r"\b(Error|FAILED|failed)\b")
+MOST_NAMED = 200
 ORDERS = {"queued": ("queued_at", "id")}
 
 
@@ -39,15 +41,7 @@ def _shown(jobs: QuerySet[Job]) -> QuerySet[Job]:
 def jobs(look: Look) -> Context:
     """List jobs, the newest first."""
     text = search_of(look.query)
-    searched = None
-    if text:
-        named = Service.objects.filter(name__icontains=text).values("id")
-        searched = (
-            Q(service_ref__in=named)
-            | begins("pk", text)
-            | begins("service_ref", text)
-            | begins("image_id", text)
-        )
+    searched = _searched(text) if text else None
     active = Job.objects.active().values_list("status", flat=True)
     return {
         "table": table(
@@ -59,13 +53,22 @@ def jobs(look: Look) -> Context:
             filters=[
                 Filter("status", "State", [state.value for state in JobState]),
                 Filter("kind", "Kind", [kind.value for kind in JobKind]),
-                Filter("source", "From", ["web", "api", "mhctl", "manage", "schedule"]),
             ],
             searched=searched,
             shown=_shown,
         ),
         "active": len(active),
     }
+
+
+def _searched(text: str) -> Q:
+    """Jobs of a service with such a name, or whose own, service's or image's id begins so."""
+    # Read first: as a subquery it would keep the database from its indexes.
+    named = Service.objects.filter(name__icontains=text).values_list("id", flat=True)[:MOST_NAMED]
+    found = Q(service_ref__in=list(named))
+    if HEX_PREFIX.match(text.lower()):
+        found |= begins("pk", text) | begins("service_ref", text) | begins("image_id", text)
+    return found
 
 
 @page("jobs/job.html", here="jobs", parts={"job": "jobs/_job.html"}, topics=("job:{reference}",))
@@ -81,7 +84,7 @@ def job(look: Look, reference: str) -> Context:
         "seconds": row.seconds,
         "bars": waterfall(row),
         "lines": marked(row.error_lines),
-        "may_retry": row.state in _ENDED_BADLY and row.kind not in _ONLY_ANEW,
+        "may_retry": may_retry(row),
         "log": log_object(row)["lines"] if row.state in _ENDED_BADLY else [],
         "address": _address(row),
     }

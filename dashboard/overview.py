@@ -97,7 +97,7 @@ def _shown(jobs: Any) -> Any:
 
 def _nodes() -> list[NodeHealth]:
     now = timezone.now()
-    counted = Image.objects.order_by().values("node").annotate(count=Count("pk"), bytes=Sum("size_bytes"))
+    counted = Image.objects.order_by().values("node").annotate(count=Count("*"), bytes=Sum("size_bytes"))
     pools = {row["node"]: (row["count"], row["bytes"] or 0) for row in counted}
     found = []
     for node in Node.objects.order_by("name"):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
-from django.db.models import OuterRef, Q, QuerySet, Subquery
+from django.db.models import Count, OuterRef, Q, QuerySet, Subquery
 from django.urls import reverse
 
 from dashboard.life import MOST_IMAGES, SPANS, life_line
@@ -71,7 +69,8 @@ def services(look: Look) -> Context:
     text = search_of(look.query)
     searched = Q(name__icontains=text) | Q(argv__icontains=text) | begins("pk", text) if text else None
     nodes = list(Node.objects.order_by("name").values_list("name", flat=True))
-    counts = Counter(Service.objects.order_by().values_list("status", flat=True))
+    totals = Service.objects.order_by().values("status").annotate(count=Count("pk"))
+    counts = {row["status"]: row["count"] for row in totals}
     filters = [Filter("status", "State", [state.value for state in STATES], hidden=True)]
     if len(nodes) > 1:
         filters.append(Filter("node__name", "Node", nodes))
@@ -86,7 +85,7 @@ def services(look: Look) -> Context:
             searched=searched,
             shown=_with_last_image,
         ),
-        "states": [(state.value, counts[state.value]) for state in STATES if counts[state.value]],
+        "states": [(state.value, counts[state.value]) for state in STATES if state.value in counts],
         "counted": sum(counts.values()),
     }
 

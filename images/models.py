@@ -32,7 +32,7 @@ class Image(models.Model):
     service = models.ForeignKey(
         Service, on_delete=models.SET_NULL, null=True, blank=True, related_name="images"
     )
-    service_ref = models.CharField(max_length=32, blank=True, default="", db_index=True)
+    service_ref = models.CharField(max_length=32, blank=True, default="")
     comm = models.CharField(max_length=64, blank=True, default="")
     path = models.CharField(max_length=4096)
     size_bytes = models.BigIntegerField(default=0)
@@ -64,6 +64,10 @@ class Image(models.Model):
             ),
         ]
         indexes: ClassVar = [
+            models.Index(fields=["service_ref", "-created_at"], name="images_image_of_service"),
+            models.Index(fields=["created_at", "id"], name="images_image_by_age"),
+            # Answers the sums of the overview without reading a manifest.
+            models.Index(fields=["node", "status", "size_bytes"], name="images_image_sums"),
             models.Index(fields=["node"], condition=Q(is_read=False), name="images_image_not_read"),
         ]
         permissions: ClassVar = [("restore_foreign", "May restore an image that was imported")]

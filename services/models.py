@@ -137,9 +137,9 @@ class Job(models.Model):
     service = models.ForeignKey(
         Service, on_delete=models.SET_NULL, null=True, blank=True, related_name="jobs"
     )
-    service_ref = models.CharField(max_length=32, blank=True, default="", db_index=True)
+    service_ref = models.CharField(max_length=32, blank=True, default="")
     node = models.ForeignKey(Node, on_delete=models.PROTECT, related_name="jobs")
-    image_id = models.CharField(max_length=32, blank=True, default="", db_index=True)
+    image_id = models.CharField(max_length=32, blank=True, default="")
     options = models.JSONField(blank=True, default=dict)
     status = models.CharField(max_length=16, choices=_choices(JobState), default=JobState.QUEUED.value)
     step = models.CharField(max_length=64, blank=True, default="")
@@ -182,6 +182,11 @@ class Job(models.Model):
         indexes: ClassVar = [
             models.Index(fields=["-queued_at", "-id"]),
             models.Index(fields=["node", "status"]),
+            # What the pages list: by state, by kind, of a service; the newest first.
+            models.Index(fields=["status", "-queued_at", "-id"], name="services_job_by_status"),
+            models.Index(fields=["kind", "-queued_at", "-id"], name="services_job_by_kind"),
+            models.Index(fields=["service_ref", "-queued_at", "-id"], name="services_job_by_service"),
+            models.Index(fields=["image_id", "-queued_at", "-id"], name="services_job_by_image"),
         ]
 
     def __str__(self) -> str:

@@ -10,6 +10,7 @@ from services.problems import Problem, bad_input
 
 M = TypeVar("M", bound=models.Model)
 
+WHOLE_ID = re.compile(r"[0-9a-f]{32}\Z")
 HEX_PREFIX = re.compile(r"[0-9a-f]{1,32}\Z")
 LISTED = 10  # candidates named in an ambiguous_reference
 
@@ -36,7 +37,9 @@ class ReferenceQuerySet(models.QuerySet[M]):
         wanted = exact = Q(pk=prefix)
         if self.name_field:
             wanted = exact = exact | Q(**{self.name_field: reference})
-        if HEX_PREFIX.match(prefix):
+        if WHOLE_ID.match(prefix):  # no name looks like one
+            wanted = exact = Q(pk=prefix)
+        elif HEX_PREFIX.match(prefix):
             # A range, unlike LIKE, uses the primary key's index; "g" is what follows the last hex digit.
             wanted |= Q(pk__gte=prefix, pk__lt=prefix + "g")
         # What fits exactly comes first, for a name may also begin more ids than are looked at.
