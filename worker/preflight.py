@@ -104,10 +104,10 @@ def check_room(pool: Path, init: int, most: int | None = None) -> None:
     """
     available = room_in(pool, most)
     pids = list(process.tree(init))
-    # The quick sum counts shared pages once a process; the exact one is asked for only if it matters.
+    # The quick sum counts shared memory once a process; the exact one is asked for only if it matters.
     if available >= _RESERVE + sum(map(_resident, pids)):
         return
-    needed = _RESERVE + sum(map(_proportional, pids))
+    needed = _RESERVE + sum(map(memory, pids))
     if available < needed:
         raise JobFailed(
             "pool_full",
@@ -142,16 +142,19 @@ def _size_of(pool: Path) -> int:
 
 def _resident(pid: int) -> int:
     status = process.status(pid)
-    return sum(int(status.get(name, "0").split()[0]) * 1024 for name in ("RssAnon", "RssShmem"))
+    return sum(int(status.get(name, "0").split()[0]) * 1024 for name in ("RssAnon", "RssShmem", "VmSwap"))
 
 
-def _proportional(pid: int) -> int:
-    """Return the bytes of memory of `pid` that no file backs, shared pages divided among their users."""
+def memory(pid: int) -> int:
+    """Return the bytes of memory of `pid` that an image would hold, shared memory divided among its users.
+
+    CRIU writes the private pages of each process, those too that a child still shares with its parent.
+    """
     try:
         rows = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
     except OSError:
         return 0
-    wanted = ("Pss_Anon:", "Pss_Shmem:")
+    wanted = ("Anonymous:", "Pss_Shmem:", "Swap:")
     return sum(int(row.split()[1]) * 1024 for row in rows if row.startswith(wanted))
 
 

@@ -70,7 +70,7 @@ def scan(init: int, *, pool: Path, options: Mapping[str, Any] | None = None) -> 
     )
     found += sockets.findings
     found += _stuck(suspects)
-    memory = sum(map(_memory, pids))
+    memory = sum(map(preflight.memory, pids))
     size = memory + files.deleted_bytes + _FIXED + _A_PROCESS * len(pids)
     found += _refusal(lambda: preflight.account_for_dump(init))
     found += _refusal(lambda: preflight.check_room(pool, init)) or _room(pool, size, len(pids))
@@ -143,20 +143,6 @@ def _stuck(suspects: list[int]) -> list[Finding]:
     return [
         findings.uninterruptible(pid, now["Name"]) for pid, now in states if now and now["State"][0] == "D"
     ]
-
-
-def _memory(pid: int) -> int:
-    """Return the bytes of a process's memory that an image would hold.
-
-    CRIU writes the private pages of each process, those too that a child still shares with its parent; shared
-    memory it writes once.
-    """
-    try:
-        rows = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    wanted = ("Anonymous:", "Pss_Shmem:", "Swap:")
-    return sum(int(row.split()[1]) * 1024 for row in rows if row.startswith(wanted))
 
 
 def _refusal(look: Callable[[], object]) -> list[Finding]:
