@@ -184,6 +184,7 @@ CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_TIMEZONE = TIME_ZONE
 
 # --- Logging: short lines on stdout, for whoever runs miehistod -----------------------------------
+_line = "json" if env.str("MIEHISTO_LOG_FORMAT", "") == "json" else "line"
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -191,10 +192,11 @@ LOGGING = {
         "line": {
             "()": "miehisto_web.log_lines.Formatter",
             "format": "%(levelname).1s %(name)s: %(message)s",
-        }
+        },
+        "json": {"()": "miehisto_web.log_lines.JsonFormatter"},
     },
     "handlers": {
-        "stdout": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "line"},
+        "stdout": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": _line},
     },
     "root": {"handlers": ["stdout"], "level": "INFO"},
     "loggers": {

@@ -15,6 +15,7 @@ from typing import Any
 from miehistod import account, first_start, folders, parts, readiness, sockets
 from miehistod.errors import CannotRun
 from miehistod.launch import Launcher
+from miehistod.saying import SAYING
 from miehistod.settings import Settings, read
 from miehistod.supervisor import GaveUp, PartSpec, Supervisor
 from worker import orphans, policy
@@ -32,16 +33,6 @@ own, `miehistod --prepare` comes first.
 --prepare only makes the folders, the database and the first login, and ends.
 Settings come from the environment; docs/settings.md lists them.
 """
-
-
-def say(line: str) -> None:
-    """Writes a line to stdout; a reader that has left is no reason to end services' manager."""
-    try:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-    except OSError:
-        # Also for Python's own flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @dataclass(frozen=True)
@@ -142,7 +133,7 @@ async def bring_up(node: Prepared, supervisor: Supervisor) -> None:
     Raises:
         GaveUp: a part died too often.
     """
-    settings = node.settings
+    settings, say = node.settings, supervisor.say
     names = {spec.name for spec in node.others}
     if "worker" in names:
         readiness.worker_sign(settings).unlink(missing_ok=True)
@@ -171,6 +162,7 @@ async def run(node: Prepared) -> int:
         the exit code: 0 after a signal.
     """
     orphans.adopt()
+    say = SAYING[node.settings.log_format]
     supervisor = Supervisor(say)
     loop = asyncio.get_running_loop()
     signalled = asyncio.Event()

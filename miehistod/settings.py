@@ -15,6 +15,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from miehistod.errors import CannotRun
+from miehistod.saying import SAYING
 
 DEFAULT_BIND = "127.0.0.1:14444"
 # It becomes the name of a queue, where Celery takes a comma for the beginning of another one, and a host name
@@ -29,6 +30,7 @@ class Settings:
     Attributes:
         broker_url: "" when miehistod starts a Redis of its own.
         secret_key: "" when it is kept in a file.
+        log_format: a key of SAYING.
     """
 
     state_dir: Path
@@ -40,6 +42,7 @@ class Settings:
     broker_url: str
     secret_key: str
     https: bool = False
+    log_format: str = "text"
 
     @property
     def database_dir(self) -> Path:
@@ -75,7 +78,7 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
     """Reads the settings.
 
     Raises:
-        CannotRun: MIEHISTO_BIND is not HOST:PORT, or MIEHISTO_NODE no name.
+        CannotRun: MIEHISTO_BIND is not HOST:PORT, MIEHISTO_NODE no name, or MIEHISTO_LOG_FORMAT unknown.
     """
 
     def folder(name: str, default: str) -> Path:
@@ -91,11 +94,16 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
         broker_url=environ.get("CELERY_BROKER_URL", ""),
         secret_key=environ.get("MIEHISTO_SECRET_KEY", ""),
         https=environ.get("MIEHISTO_HTTPS", "").lower() in {"1", "true", "yes", "on"},
+        log_format=environ.get("MIEHISTO_LOG_FORMAT") or "text",
     )
     host, _, port = settings.bind.rpartition(":")
     if not (host and port.isascii() and port.isdecimal() and int(port) < 65536):
         raise CannotRun(
             f"The site cannot listen on {settings.bind!r}.", "Give MIEHISTO_BIND the form HOST:PORT."
+        )
+    if settings.log_format not in SAYING:
+        raise CannotRun(
+            f"Logs cannot be written as {settings.log_format!r}.", "Set MIEHISTO_LOG_FORMAT to text or json."
         )
     if not NODE.match(settings.node):
         raise CannotRun(

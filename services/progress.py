@@ -87,6 +87,7 @@ def claim(job_id: str, *, worker: str) -> Job | None:
             state = transient_state(JobKind(job.kind), service.state)
             if state:
                 _write_service(service, state)
+        transaction.on_commit(lambda: _tell(job, logging.INFO, "is taken"))
     return job
 
 
@@ -310,6 +311,14 @@ def _end(
             settle(service)
         JobEvent.objects.create(job_id=job.pk, at=now, status=state, step=job.step, text=text)
         transaction.on_commit(lambda: bell.ring(job.pk))
+        level = logging.INFO if state is JobState.SUCCEEDED else logging.WARNING
+        said = f"{state}: {text}" if text else str(state)
+        transaction.on_commit(lambda: _tell(job, level, said))
+
+
+def _tell(job: Job, level: int, said: str) -> None:
+    ids = {"job": job.pk, "service": job.service_ref, "image": job.image_id}
+    log.log(level, "job %s (%s) %s", job.pk, job.kind, said, extra=ids)
 
 
 def write_reason(service: Service, state: ServiceState, reason: str) -> None:

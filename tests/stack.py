@@ -110,7 +110,7 @@ class Stack:
             assert self.daemon is not None
             if self.daemon.poll() is not None:
                 pytest.fail(f"miehistod ended with {self.daemon.returncode}:\n{self.said()}", pytrace=False)
-            return "\nready: " in self.said()
+            return "\nready: " in self.said() or '"message": "ready: ' in self.said()
 
         assert eventually(ready, READY_WITHIN), self.said()
 

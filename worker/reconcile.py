@@ -6,7 +6,6 @@ With tasks.py and agent.py one of the three modules of the worker that touch row
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,8 +22,6 @@ from worker.engine import Ended, describe
 from worker.errors import JobFailed
 from worker.paths import Paths
 from worker.process import Process
-
-log = logging.getLogger(__name__)
 
 _LAST_WORD_WITHIN = 0.5
 """Seconds that a supervisor may take to write how its service ended."""
@@ -174,7 +171,6 @@ def _settle(paths: Paths, job: Job) -> None:
     )
     message = f"The worker died {said}. {outcome}"
     operations.lose(job, message, found.state if found else None, **(found.extras() if found else {}))
-    log.warning("job %s (%s) is lost: %s", job.pk, job.kind, message)
 
 
 def _truth_after_loss(paths: Paths, job: Job, *, dumped: bool) -> Truth | None:

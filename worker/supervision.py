@@ -189,9 +189,12 @@ def take_over(paths: Paths, service_id: str, output: int, timeout: float) -> boo
         try:
             _adopt(paths, service_id, output, timeout)
         except JobFailed as failure:
-            log.warning("service %s is not taken over: %s", service_id, failure.message)
+            log.warning(
+                "service %s is not taken over: %s", service_id, failure.message, extra={"service": service_id}
+            )
             return False
-    log.warning("service %s is taken over: its supervisor had been killed", service_id)
+    told = {"service": service_id}
+    log.warning("service %s is taken over: its supervisor had been killed", service_id, extra=told)
     return True
 
 

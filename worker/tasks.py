@@ -23,6 +23,7 @@ from images import contents, origins
 from images import operations as images
 from images.models import Image
 from services import operations
+from services.concerning import concerning
 from services.models import Job
 from services.problems import Problem
 from services.states import JobKind, JobState, ServiceState
@@ -121,6 +122,11 @@ def _run(job_id: str) -> None:
     job = _claim(job_id)
     if job is None:
         return
+    with concerning(job=job.pk, service=job.service_ref, image=job.image_id):
+        _carry_out(job)
+
+
+def _carry_out(job: Job) -> None:
     try:
         with Steps(job) as steps:
             outcome = _HANDLERS[JobKind(job.kind)](job, engine(steps.enter))
