@@ -19,7 +19,7 @@ import pycriu.rpc_pb2 as rpc
 
 from worker import connections, criu, files, manifest
 from worker.durable import write_json
-from worker.errors import JobFailed, describe
+from worker.errors import JobFailed
 from worker.explaining import explained
 from worker.mending import mend
 from worker.sums import GrowingSums
@@ -202,7 +202,7 @@ class Dump:
                 )
             return JobFailed(
                 "pool_full" if self.sealing_failed.errno == errno.ENOSPC else "sealing_failed",
-                f"The image could not be sealed: {describe(self.sealing_failed)}.",
+                f"The image could not be sealed: {self.sealing_failed.strerror or self.sealing_failed}.",
                 "Make room in the pool (mhctl image list), or look at its disk; the service runs as before.",
             )
         return explained("dump", self.partial, self.work / "dump.log")
