@@ -5,6 +5,7 @@ With htmx the answer is a fragment in the dialog; without JavaScript it is a pag
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
@@ -13,11 +14,12 @@ from django.urls import reverse
 
 from dashboard.acting import found, options_of, refused
 from dashboard.actions import SERVICE_ACTIONS
+from dashboard.contents_view import tree
 from dashboard.creating import checked_command, form_with
 from dashboard.page import user_of_page
 from images import contents
 from images.models import Image
-from services import inspection, operations, waiting
+from services import inspection, operations, presently, waiting
 from services.lookup import find_service
 from services.models import Job, Service
 from services.problems import Problem
@@ -51,6 +53,41 @@ def _problem(request: HttpRequest, problem: Problem, reference: str) -> HttpResp
     if request.headers.get("HX-Request"):
         return render(request, "_problem.html", {"problem": problem})
     return refused(request, problem, reverse("services:show", args=[reference]))
+
+
+async def service_now(request: HttpRequest, reference: str) -> HttpResponse:
+    """Show a service's processes, sockets and open files at this moment."""
+    if request.method != "GET":
+        return HttpResponseNotAllowed(["GET"])
+    service = await in_thread(lambda: found(lambda: find_service(reference)))
+    context: dict[str, Any] = {"service": service, "here": "services"}
+    try:
+        seen = await _seen(service)
+    except Problem as problem:
+        context["problem"] = problem
+    else:
+        context |= {"seen": seen, "tree": tree(seen["processes"])}
+    fragment = bool(request.headers.get("HX-Request"))
+    answer = await in_thread(
+        render, request, "services/_now.html" if fragment else "services/now.html", context
+    )
+    answer["Vary"] = "HX-Request, Cookie"
+    answer["Cache-Control"] = "no-store"
+    return answer
+
+
+_LOOKS: dict[str, tuple[float, dict[str, Any]]] = {}
+_LOOK_KEPT = 4.0  # seconds; many may look at one service, and each look costs its node
+
+
+async def _seen(service: Service) -> dict[str, Any]:
+    """Return what the service does now, or did a moment ago when somebody else asked."""
+    now = time.monotonic()
+    for key in [key for key, (at, _) in _LOOKS.items() if now - at > _LOOK_KEPT]:
+        del _LOOKS[key]
+    if service.pk not in _LOOKS:
+        _LOOKS[service.pk] = (now, await presently.now(service))
+    return _LOOKS[service.pk][1]
 
 
 async def check_command(request: HttpRequest) -> HttpResponse:

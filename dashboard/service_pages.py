@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from django.db.models import Count, OuterRef, Q, QuerySet, Subquery
 from django.urls import reverse
+from django.utils import timezone
 
 from dashboard.life import MOST_IMAGES, SPANS, life_line
 from dashboard.page import Context, Look, Moved, page
 from dashboard.tables import Column, Filter, begins, search_of, table
+from dashboard.usage import last_hour
 from images.models import Image
 from services import logs
+from services.loads import FRESH
 from services.lookup import find_service
 from services.models import Job, Node, Service
 from services.states import ServiceState
@@ -23,6 +26,9 @@ COLUMNS = (
     Column("State", "state"),
     Column("Command", "command"),
     Column("PID", "pid", number=True),
+    Column("CPU", "cpu", number=True),
+    Column("Memory", "memory", number=True),
+    Column("Ports"),
     Column("Since", "since"),
     Column("Last image"),
 )
@@ -31,6 +37,8 @@ ORDERS = {
     "state": ("status", "id"),
     "command": ("argv", "id"),
     "pid": ("pid", "id"),
+    "cpu": ("load__cpu", "id"),
+    "memory": ("load__memory", "id"),
     "since": ("changed_at", "id"),
     "created": ("created_at", "id"),
 }
@@ -50,9 +58,10 @@ STATES = (
 
 
 def _with_last_image(services: QuerySet[Service]) -> QuerySet[Service]:
-    """Add node, active job and newest image: what a row shows."""
+    """Add node, active job, load and newest image: what a row shows."""
     newest = Image.objects.filter(service_ref=OuterRef("pk")).order_by("-created_at")
-    return services.for_display().annotate(  # type: ignore[attr-defined, no-any-return]
+    shown: QuerySet[Service] = services.for_display()  # type: ignore[attr-defined]
+    return shown.select_related("load").annotate(
         last_image_id=Subquery(newest.values("id")[:1]),
         last_image_at=Subquery(newest.values("created_at")[:1]),
     )
@@ -62,7 +71,7 @@ def _with_last_image(services: QuerySet[Service]) -> QuerySet[Service]:
     "services/list.html",
     here="services",
     parts={"services": "services/_list.html"},
-    topics=("services", "images"),
+    topics=("services", "images", "tick"),
 )
 def services(look: Look) -> Context:
     """List services."""
@@ -85,6 +94,7 @@ def services(look: Look) -> Context:
             searched=searched,
             shown=_with_last_image,
         ),
+        "stale": timezone.now() - FRESH,
         "states": [(state.value, counts[state.value]) for state in STATES if state.value in counts],
         "counted": sum(counts.values()),
     }
@@ -94,7 +104,7 @@ def services(look: Look) -> Context:
     "services/show.html",
     here="services",
     parts={"service": "services/_show.html"},
-    topics=("service:{reference}",),
+    topics=("service:{reference}", "tick"),
 )
 def service(look: Look, reference: str) -> Context:
     """Show a service: what it is and does, its life, its images and jobs."""
@@ -112,6 +122,7 @@ def service(look: Look, reference: str) -> Context:
         "text": _last_lines(found),
         "life": life_line(found, images, span if span in SPANS else ""),
         "spans": SPANS,
+        "usage": last_hour(found),
         "images": images[:IMAGES_SHOWN],
         "images_more": len(images) > IMAGES_SHOWN,
         "jobs": Job.objects.filter(service_ref=found.pk).defer("traceback", "result", "error_lines")[

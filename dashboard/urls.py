@@ -24,6 +24,7 @@ services = [
     path("services/check-command/", asking.check_command, name="check-command"),
     path("services/<str:reference>/", service_pages.service, name="show"),
     path("services/<str:reference>/logs/", service_pages.log, name="logs"),
+    path("services/<str:reference>/now/", asking.service_now, name="now"),
     path("services/<str:reference>/log/", following.log_stream, name="log-stream"),
     path("services/<str:reference>/check/", asking.check_service, name="check"),
     path("services/<str:reference>/environment/", asking.service_environment, name="environment"),

@@ -127,6 +127,17 @@
     }
   });
 
+  // Nobody sees a hidden page, so it asks for nothing.
+  document.addEventListener("htmx:beforeRequest", (event) => {
+    if (document.hidden && event.target.matches("[data-now]")) event.preventDefault();
+  });
+  // What is asked for again and again must not fold up what somebody unfolded.
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    if (!event.target.matches("[data-now]") || event.detail.xhr.status !== 200) return;
+    event.detail.shouldSwap = false;
+    show(event.target, event.detail.xhr.responseText);
+  });
+
   document.addEventListener("htmx:responseError", (event) => {
     say("The site answered with an error (" + event.detail.xhr.status + "). Load the page again.");
   });

@@ -126,6 +126,7 @@ PAGES = {
     "POST /services/{reference}/rename/": Row(O, 302, "running"),
     "POST /services/{reference}/delete/": Row(A, 302, "stopped"),
     "POST /services/check-command/": Row(O, 200, body={"command": "/bin/true", "user": "nobody"}),
+    "GET /services/{reference}/now/": Row(V, 200, "running"),
     "POST /services/{reference}/check/": Row(O, 302, "running"),
     "POST /services/{reference}/environment/": Row(O, 200, "running"),
     "GET /images/": Row(V, 200),

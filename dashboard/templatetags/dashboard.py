@@ -118,6 +118,19 @@ def duration(seconds: float | None) -> str:
 
 
 @register.filter
+def cores(count: float | None) -> str:
+    """Return a load of processors in percent of one, as top(1) does."""
+    return "–" if count is None else f"{100 * count:.0f} %" if count >= 0.095 else f"{100 * count:.1f} %"
+
+
+@register.filter
+def ports(addresses: list[str], most: int = 3) -> str:
+    """Return the ports of some addresses, each once."""
+    found = sorted({int(port) for each in addresses if (port := each.rpartition(":")[2]).isdigit()})
+    return ", ".join(map(str, found[:most])) + (" …" if len(found) > most else "")
+
+
+@register.filter
 def short(identifier: str) -> str:
     """Return the first digits of an id, enough to tell it from others."""
     return identifier[:12]

@@ -1,0 +1,312 @@
+"""The pages' contents: lists that search and sort, permissions, escapes, and queries that don't grow."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection
+from django.test import AsyncClient, Client, RequestFactory
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from dashboard import audit, comparing, image_pages, job_pages, overview, service_pages
+from dashboard.axis import Axis
+from dashboard.page import Page
+from images.models import Image
+from services import operations
+from services.auditing import record_audit
+from services.models import AuditEvent, Job, JobEvent, Node, Service, ServiceEvent, ServiceLoad
+from tests.rows import made_service, member, recorded_image, running_service, stopped_service, taken
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def admin() -> Client:
+    client = Client()
+    client.force_login(User.objects.create_superuser("boss", password="long enough 1"))
+    return client
+
+
+def text_of(client: Client, address: str) -> str:
+    answer = client.get(address)
+    assert answer.status_code == 200, address
+    return answer.content.decode()
+
+
+def names_in(page: str) -> list[str]:
+    return re.findall(r'<a class="name"[^>]*>([^<]+)</a>', page)
+
+
+def in_bulk(count: int) -> None:
+    """Make services that run, each with an image, jobs, events and figures."""
+    now, node = timezone.now(), Node.objects.local()
+    made = [
+        Service(
+            node=node,
+            name=f"bulk-{count}-{number}",
+            argv=["/bin/true"],
+            status="running",
+            pid=number + 1,
+            created_at=now,
+            changed_at=now - timedelta(minutes=number),
+        )
+        for number in range(count)
+    ]
+    Service.objects.bulk_create(made)
+    ServiceLoad.objects.bulk_create([ServiceLoad(service=each, at=now, cpu=0.5, memory=1) for each in made])
+    ServiceEvent.objects.bulk_create(
+        [ServiceEvent(service_ref=each.pk, at=now, status="running") for each in made]
+    )
+    Image.objects.bulk_create(
+        [Image(id=each.pk, node=node, service=each, service_ref=each.pk, created_at=now) for each in made]
+    )
+    jobs = [
+        Job(
+            kind=kind,
+            status=status,
+            node=node,
+            service=each,
+            service_ref=each.pk,
+            image_id=each.pk,
+            queued_at=now,
+            error_code="x" * (status == "failed"),
+            error_message="It failed." * (status == "failed"),
+        )
+        for each in made
+        for kind, status in (("dump", "failed"), ("restore", "succeeded"))
+    ]
+    Job.objects.bulk_create(jobs)
+    JobEvent.objects.bulk_create([JobEvent(job=each, at=now, status="queued") for each in jobs])
+    AuditEvent.objects.bulk_create(
+        [AuditEvent(at=now, actor="root", action="dump", target_id=each.service_ref) for each in jobs]
+    )
+
+
+def queries_of(page: Page, user: User, **words: str) -> int:
+    request = RequestFactory().get("/")
+    request.user = user
+    request._messages = []  # type: ignore[attr-defined]  # what the middleware would add
+    request.session = {}  # type: ignore[assignment]
+    with CaptureQueriesContext(connection) as asked:
+        assert page.answer(request, **words).status_code == 200
+    return len(asked)
+
+
+def test_no_page_asks_more_of_the_database_when_there_is_more() -> None:
+    boss = User.objects.create_superuser("boss", password="long enough 1")
+    in_bulk(3)
+    one = Service.objects.order_by("created_at").first()
+    job = Job.objects.filter(status="failed").first()
+    assert one
+    assert job
+    looks: list[tuple[Page, dict[str, str]]] = [
+        (overview.overview, {}),
+        (service_pages.services, {}),
+        (service_pages.service, {"reference": one.pk}),
+        (image_pages.images, {}),
+        (image_pages.image, {"reference": one.pk}),
+        (comparing.compare, {}),
+        (job_pages.jobs, {}),
+        (job_pages.job, {"reference": job.pk}),
+        (audit.audit, {}),
+    ]
+    few = [queries_of(page, boss, **words) for page, words in looks]
+    in_bulk(45)
+    many = [queries_of(page, boss, **words) for page, words in looks]
+    # The overview counts failures only when there are more than it shows.
+    assert [after - before for before, after in zip(few, many, strict=True)] == [1] + [0] * 8
+    assert max(many) <= 16
+
+
+def test_a_table_is_searched_filtered_sorted_and_paged_by_its_address(admin: Client) -> None:
+    in_bulk(60)
+    first = text_of(admin, "/services/")
+    assert "1–50 of 60 services" in first
+    assert 'rel="next"' in first
+    assert "51–60 of 60 services" in text_of(admin, "/services/?page=2")
+    assert names_in(text_of(admin, "/services/?q=60-17")) == ["bulk-60-17"]
+    latest = names_in(text_of(admin, "/services/?sort=-since"))
+    assert latest[0] == "bulk-60-0"
+    assert names_in(text_of(admin, "/services/?sort=since"))[0] == "bulk-60-59"
+    assert "No service fits" in text_of(admin, "/services/?status=dumped")
+    # What is no page, no column, no state and no text a database can look for is passed over.
+    for query in ("?page=-1", "?page=999999999999", "?sort=password", "?status=x", "?q=%00", "?q=%ff"):
+        assert admin.get(f"/services/{query}").status_code == 200, query
+    part = admin.get("/services/?q=60-17", headers={"HX-Request": "true", "HX-Target": "part-services"})
+    assert "bulk-60-17" in part.content.decode()
+    assert "<html" not in part.content.decode()
+
+
+def test_what_a_service_says_cannot_speak_html(admin: Client) -> None:
+    evil = "<script>alert(1)</script>"
+    service = running_service("web")
+    Service.objects.filter(pk=service.pk).update(argv=[evil], status_reason=evil)
+    recorded_image(service)
+    Image.objects.update(comm=evil[:60], manifest={"origin": {"imported_by": evil}})
+    job = taken(operations.request_dump(service, actor=evil, source="manage"))
+    operations.fail(job, code="x", message=evil, remedy=evil, lines=[evil], service_state=None)
+    image = Image.objects.get()
+    record_audit(evil, "web", evil, target_kind="service", target_id=service.pk, detail={"name": evil})
+    addresses = ("/", "/services/", "/images/", "/jobs/", "/audit/", "/images/compare/")
+    of_rows = (f"/services/{service.pk}/", f"/images/{image.pk}/", f"/jobs/{job.pk}/")
+    dialogs = (f"/services/{service.pk}/dump/", f"/images/{image.pk}/restore/")
+    for address in (*addresses, *of_rows, *dialogs):
+        assert evil not in text_of(admin, address), address
+
+
+def test_who_may_not_act_sees_no_way_to() -> None:
+    viewer = Client()
+    viewer.force_login(member("viewer"))
+    service, image = running_service("web"), recorded_image(stopped_service("old"))
+    for address in ("/", "/services/", f"/services/{service.pk}/", "/images/", f"/images/{image.pk}/"):
+        page = text_of(viewer, address)
+        assert not re.search(r'href="/(services|images)/\w+/(dump|stop|restore|delete)/"', page), address
+        assert "/services/new/" not in page
+        assert "/audit/" not in page
+    assert viewer.get("/audit/").status_code == 403
+    assert viewer.post(f"/services/{service.pk}/dump/").status_code == 403
+    assert "Ask an administrator" in text_of(viewer, f"/services/{service.pk}/dump/")
+
+
+def test_a_service_shows_its_life(admin: Client) -> None:
+    service = running_service("web", pid=77)
+    job = taken(operations.request_dump(service, actor="root", source="manage"))
+    operations.succeed(job, service_state=None, result={}, statistics={})
+    recorded_image(Service.objects.get())
+    page = text_of(admin, f"/services/{service.pk}/?life=all")
+    for told in ("started", "PID 77", "dumped", "stretch run", "stretch cold", 'class="hung"'):
+        assert told in page, told
+    assert admin.get("/services/web/").headers["Location"] == f"/services/{service.pk}/"
+
+
+def test_a_job_is_a_waterfall_and_offers_what_helps(admin: Client) -> None:
+    service = running_service("web")
+    job = taken(operations.request_dump(service, actor="root", source="manage"))
+    operations.enter_step(job, "freezing")
+    operations.fail(
+        job,
+        code="tcp_in_flight",
+        message="A connection is half open.",
+        remedy="Leave it out.",
+        lines=["harmless", "Error (criu/sk-inet.c:1): In-flight connection"],
+        service_state=None,
+        actions=[{"action": "retry", "label": "Leave it out", "options": {"tcp_skip_in_flight": True}}],
+    )
+    page = text_of(admin, f"/jobs/{job.pk}/")
+    assert "waiting in the queue" in page
+    assert 'class="bar-bad"' in page
+    assert '<mark class="wrong">Error (criu' in page
+    assert '<mark class="wrong">harmless' not in page
+    answer = admin.post(f"/jobs/{job.pk}/retry/", {"remedy": "0"})
+    again = Job.objects.exclude(pk=job.pk).get(kind="dump")
+    assert answer.headers["Location"] == f"/jobs/{again.pk}/"
+    assert again.options["tcp_skip_in_flight"] is True
+    assert admin.post(f"/jobs/{again.pk}/retry/", follow=True).status_code == 200, "said on its page"
+
+
+def test_many_services_are_asked_for_at_once(admin: Client) -> None:
+    one, other, stopped = running_service("one"), running_service("other", 99), stopped_service("idle")
+    ids = [one.pk, other.pk, stopped.pk]
+    asked = admin.get("/services/bulk/", {"do": "stop", "id": ids}).content.decode()
+    assert "Stop 2 services" in asked
+    assert "idle (stopped)" in asked
+    answer = admin.post("/services/bulk/", {"do": "stop", "id": [one.pk, other.pk]}, follow=True)
+    assert "Asked for 2 stop jobs." in answer.content.decode()
+    assert Job.objects.filter(kind="stop", status="queued").count() == 2
+
+
+def test_a_service_is_created_from_a_typed_line(admin: Client) -> None:
+    typed = {"command": "/bin/echo 'two words'", "user": "nobody:nogroup", "cwd": "/tmp", "name": "web"}
+    admin.post("/services/new/", typed | {"env": "A=1\n\nB=x=y"})
+    made = Service.objects.get()
+    assert (made.argv, made.user, made.group) == (["/bin/echo", "two words"], "nobody", "nogroup")
+    assert made.env == {"A": "1", "B": "x=y"}
+    again = admin.post("/services/new/", typed)
+    assert again.status_code == 409
+    assert "Another service is named" in again.content.decode()
+    assert "two words" in again.content.decode(), "what was typed is kept"
+    for wrong in ({"command": "'"}, {"env": "novalue"}, {"cwd": "relative"}, {"user": ""}):
+        assert admin.post("/services/new/", typed | {"name": ""} | wrong).status_code == 422, wrong
+
+
+def test_the_audit_leaves_as_csv_that_no_spreadsheet_runs(admin: Client) -> None:
+    record_audit("=HYPERLINK(1)", "web", "rename", target_kind="service", detail={"name": "+1"})
+    answer = admin.get("/audit.csv?action=rename")
+    lines = answer.content.decode().splitlines()
+    assert lines[0].startswith("at,actor,action")
+    assert ",'=HYPERLINK(1),rename," in lines[1]
+    assert len(lines) == 2
+    assert "attachment" in answer.headers["Content-Disposition"]
+
+
+def test_an_environment_is_shown_to_who_asks_and_that_is_recorded(admin: Client) -> None:
+    service = made_service("web")
+    Service.objects.update(env={"TOKEN": "s3cret"})
+    assert "s3cret" not in text_of(admin, f"/services/{service.pk}/")
+    assert "s3cret" in admin.post(f"/services/{service.pk}/environment/").content.decode()
+    assert AuditEvent.objects.filter(action="show_env", actor="boss", target_id=service.pk).exists()
+
+
+def test_ticks_of_an_axis_are_round_and_few() -> None:
+    begin = timezone.now()
+    for seconds in (0.5, 3, 90, 4000, 86_400, 5e6, 3e8):
+        ticks = Axis(begin, begin + timedelta(seconds=seconds)).ticks(6)
+        assert 1 <= len(ticks) <= 7, seconds
+        assert all(0 <= tick.x <= 100 for tick in ticks)
+
+
+async def _events(stream: AsyncIterator[bytes]) -> AsyncIterator[tuple[str, Any]]:
+    """Yield name and data of each server-sent event."""
+    async for piece in stream:
+        name, data = re.search(rb"event: (\w+)", piece), re.search(rb"data: (.*)", piece)
+        if name and data:
+            yield name[1].decode(), json.loads(data[1]) if data[1] else None
+
+
+@pytest.mark.parametrize("with_redis", [True, False])
+def test_an_open_page_hears_of_a_change(with_redis: bool, request: pytest.FixtureRequest) -> None:
+    if with_redis:
+        request.getfixturevalue("redis_server")
+    service = running_service("web")
+    client = AsyncClient()
+    client.force_login(member("viewer"))
+
+    async def listen() -> tuple[str, str]:
+        answer: Any = await client.get("/live/", {"on": "/services/", "have": ""})
+        assert answer.headers["Content-Type"] == "text/event-stream"
+        events = _events(answer.streaming_content)
+        _name, before = await anext(events)
+        await asyncio.to_thread(operations.request_stop, service, actor="root", source="manage")
+        _name, after = await anext(events)
+        await answer.streaming_content.aclose()
+        return before["services"]["html"], after["services"]["html"]
+
+    before, after = asyncio.run(asyncio.wait_for(listen(), 20))
+    assert "web" in before
+    assert "its job" not in before
+    assert "its job" in after
+
+
+def test_a_stranger_and_a_page_that_is_gone_are_told_to_load_anew() -> None:
+    client = AsyncClient()
+
+    async def first(**query: str) -> bytes:
+        answer: Any = await client.get("/live/", query)
+        if not answer.streaming:
+            return bytes(answer.content)
+        pieces = [piece async for piece in answer.streaming_content]
+        return b"".join(pieces)
+
+    assert b"event: reload" in asyncio.run(first(on="/services/"))
+    client.force_login(member("viewer"))
+    assert b"event: reload" in asyncio.run(first(on="/services/0123/"))
+    for nowhere in ("", "/login/", "//evil.example/", "/nope/", "http://evil.example/services/"):
+        assert asyncio.run(client.get("/live/", {"on": nowhere})).status_code == 404, nowhere
