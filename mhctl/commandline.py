@@ -140,6 +140,14 @@ NOUNS: dict[str, list[Verb]] = {
             *WAITING,
         ),
         Verb(
+            "drain",
+            "",
+            "dump all that run and shall come back after a boot; prints the images' folders",
+            Option("-a --all", "", "all that run, whether they shall come back or not"),
+            *DUMPING,
+            Option("--timeout", "SECONDS", "time for all of them together (default: 300)", number=True),
+        ),
+        Verb(
             "check",
             "[SERVICE]",
             "could this be dumped now, and how; freezes nothing",

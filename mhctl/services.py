@@ -136,6 +136,13 @@ def dump(parsed: Parsed) -> None:
     )
 
 
+def drain(parsed: Parsed) -> None:
+    """`mhctl service drain`."""
+    from mhctl.draining import drain as drain_all
+
+    drain_all(parsed, dump_options(parsed))
+
+
 def check(parsed: Parsed) -> None:
     """`mhctl service check (-t PID | SERVICE)`."""
     from mhctl.looking import check_service
@@ -261,6 +268,7 @@ VERBS: dict[str, Callable[[Parsed], None]] = {
     "list": list_services,
     "show": show,
     "dump": dump,
+    "drain": drain,
     "check": check,
     "restore": restore,
     "start": start,
