@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from mhctl import __version__
 from mhctl.commandline import parse
 from mhctl.errors import DONE, INTERRUPTED, JOB_FAILED, MhctlError
 from mhctl.text import complain, put, put_json
@@ -36,9 +37,7 @@ def run(words: list[str]) -> None:
     """
     parsed = parse(words)
     if parsed.options.get("version"):
-        from importlib.metadata import version
-
-        put(f"mhctl {version('miehisto')}\n")
+        put(f"mhctl {__version__}\n")
     elif parsed.options.get("help") or parsed.verb is None:
         from mhctl.help import help_for
 
