@@ -1,15 +1,18 @@
 # Miehistö: the few commands that a developer and an operator type. Each target's work lies in scripts/.
 PREFIX ?= /usr/local
 BINDIR ?= $(PREFIX)/bin
+# systemd looks here below /usr/local and below /usr.
+UNITDIR ?= $(PREFIX)/lib/systemd/system
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: help setup setup-dev install uninstall lint test test-api audit test-faults test-compose fuzz demo bench bench-peers lock clean
+.PHONY: help setup setup-dev install uninstall wheel-mhctl lint test test-api audit test-faults test-compose fuzz demo bench bench-peers lock clean
 
 help:
 	@echo "make setup        everything Miehistö needs on this Debian 12 or 13 (as root)"
 	@echo "make demo         the walk-through, for real, on this machine"
-	@echo "make install      link miehistod, mhctl and runmh into $(BINDIR); make uninstall removes them"
+	@echo "make install      commands into $(BINDIR), systemd's units, /etc/miehisto; make uninstall removes them"
+	@echo "make wheel-mhctl  a wheel with mhctl alone, for a laptop, into dist/"
 	@echo "make test         linters, types, migrations and all tests (PYTEST_ARGS='-k word' for some)"
 	@echo "make test-faults  kill, damage and fill what can be, as often as docs/reliability.md tells (hours)"
 	@echo "make fuzz         shape archives, images and states for a minute each (FUZZ_ARGS='--seconds 600')"
@@ -25,11 +28,12 @@ setup:
 setup-dev:
 	@scripts/setup --dev
 
-install:
-	@/usr/bin/env python3 -B -m scripts.links install $(BINDIR)
+install uninstall:
+	@/usr/bin/env python3 -B -m scripts.install $@ --destdir "$(DESTDIR)/" --bindir $(BINDIR) --unitdir $(UNITDIR)
 
-uninstall:
-	@/usr/bin/env python3 -B -m scripts.links uninstall $(BINDIR)
+# mhctl alone, for a laptop; needs what `make setup` makes.
+wheel-mhctl:
+	@cd packaging/mhctl && $(CURDIR)/$(PYTHON) -m hatchling build --target wheel --directory $(CURDIR)/dist
 
 lint:
 	.venv/bin/ruff check

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mhctl import __version__
 from miehistod import account, first_start, folders, parts, readiness, sockets
 from miehistod.errors import CannotRun
 from miehistod.launch import Launcher
@@ -25,6 +26,7 @@ ORPHANS_EVERY = 1.0
 
 USAGE = """usage: miehistod [--only PART[,PART…]]
        miehistod --prepare
+       miehistod --version
 
 Runs everything of one node in the foreground, logs on stdout: the site, the worker, the scheduler and, unless
 CELERY_BROKER_URL names another, a private Redis. SIGTERM or Ctrl-C ends it; services go on running.
@@ -152,6 +154,7 @@ async def bring_up(node: Prepared, supervisor: Supervisor) -> None:
             "can be read on the way; put a proxy before it and set MIEHISTO_HTTPS=1."
         )
     say(f"ready: http://{settings.bind}{login}" if "site" in names else "ready")
+    readiness.tell_systemd()
     await supervisor.wait()
 
 
@@ -207,6 +210,9 @@ def main() -> int:
         wanted = frozenset(words[1].split(","))
     elif words and not only_prepare:
         wanted = frozenset()
+    if words == ["--version"]:
+        say(f"miehistod {__version__}")
+        return 0
     if not wanted or wanted - parts.ALL:
         wants_help = words in (["-h"], ["--help"])
         (sys.stdout if wants_help else sys.stderr).write(USAGE)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,3 +71,14 @@ async def until_ready(settings: Settings, say: Callable[[str], None], *, site: b
             say(f"miehistod | not ready yet: waiting for {' and '.join(waiting)}")
             report_at = loop.time() + REPORT_EVERY
         await asyncio.sleep(PAUSE)
+
+
+def tell_systemd() -> None:
+    """Tell the service manager, if one asked (sd_notify(3)), that this unit is ready."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):  # the abstract namespace, unix(7)
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to, contextlib.suppress(OSError):
+        to.sendto(b"READY=1", address)

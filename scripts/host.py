@@ -28,7 +28,16 @@ RUNTIME_PACKAGES = (
     "util-linux",
     "zstd",
 )
-TEST_PACKAGES = ("chromium", "curl", "git", "memcached", "nodejs", "postgresql", "procps")
+TEST_PACKAGES = (
+    "chromium",
+    "curl",
+    "git",
+    "memcached",
+    "nodejs",
+    "postgresql",
+    "procps",
+    "systemd",  # systemd-analyze, which needs no systemd that runs
+)
 
 # Packages that start a daemon of their own when they are installed. miehistod starts a private Redis, and the
 # tests start private servers, so a daemon that this host did not run before must not appear.
