@@ -211,7 +211,7 @@ def main() -> int:
     elif words and not only_prepare:
         wanted = frozenset()
     if words == ["--version"]:
-        say(f"miehistod {__version__}")
+        sys.stdout.write(f"miehistod {__version__}\n")
         return 0
     if not wanted or wanted - parts.ALL:
         wants_help = words in (["-h"], ["--help"])
