@@ -26,6 +26,10 @@ Each fault is done to a real node with real services, at random moments from a s
 outside: the service's own count in its memory, asked over its port; every byte of every image; the process
 table (one supervisor a service, nothing stopped, nothing half restored); mounts, firewall tables, zombies;
 the rows through the API; and the history of events, which is replayed.
+
+A finding is a round after which any of that was not as it must be, or a job was not settled within 10 s of
+a new worker's being ready. `load` is how busy the machine was with other things, too. A service is lost when
+it neither runs nor is in an image, and no cause is on record.
 """
 
 
@@ -33,9 +37,9 @@ def page(records: list[dict[str, Any]], machine: str, day: str) -> str:
     """Return the page.
 
     Args:
-        records: one a fault, as `campaign.Fault` has them; of two with one name the later counts.
+        records: as `campaign.Fault` has them; several of one name are runs of one fault, and all count.
     """
-    faults = list({record["name"]: record for record in records}.values())
+    faults = merged(records)
     rounds = sum(fault["rounds"] for fault in faults)
     findings = sum(len(fault["findings"]) for fault in faults)
     lost = sum(fault["lost"] for fault in faults)
@@ -48,11 +52,29 @@ def page(records: list[dict[str, Any]], machine: str, day: str) -> str:
     text += table(["fault", "rounds", "findings", "lost", "seed", "seconds", "load"], rows)
     for fault in faults:
         text += f"## {fault['name']}\n\n{fault['what']}.\n\n"
-        text += "".join(f"- {name}: {_told(value)}\n" for name, value in fault["facts"].items())
-        text += "\n" if fault["facts"] else ""
+        for facts in fault["facts"]:
+            text += "".join(f"- {name}: {_told(value)}\n" for name, value in facts.items()) + "\n"
         if fault["findings"]:
             text += "Findings:\n\n" + "".join(f"- {line}\n" for line in fault["findings"]) + "\n"
     return text.rstrip() + "\n"
+
+
+def merged(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one record a fault: all rounds and findings, each with the seed that repeats it."""
+    faults: dict[str, dict[str, Any]] = {}
+    for record in records:
+        one = record | {
+            "findings": [f"seed {record['seed']}, {line}" for line in record["findings"]],
+            "facts": [record["facts"]] if record["facts"] else [],
+            "seed": str(record["seed"]),
+        }
+        before = faults.setdefault(record["name"], one)
+        if before is not one:
+            for name in ("rounds", "findings", "lost", "seconds", "facts"):
+                before[name] += one[name]
+            before["seed"] += f", {one['seed']}"
+            before["load"] = max(before.get("load", 0), one.get("load", 0))
+    return list(faults.values())
 
 
 def _told(value: Any) -> str:

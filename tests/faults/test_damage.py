@@ -84,7 +84,7 @@ def test_a_damaged_image_is_named_and_not_restored(lab: Lab, campaign: Campaign,
         todo = [(path, kind, harm) for path in files for kind, harm in KINDS.items()]
         todo += [(image / MANIFEST, "a value in", edit)] * 10
         if not campaign.long:
-            todo = random.Random(fault.seed).sample(todo, campaign.rounds(8, 8))
+            todo = random.Random(fault.seed).sample(todo, campaign.rounds(6, 6))
         for path, kind, harm in todo:
             with fault.round(f"{kind} {path.name}") as chances:
                 harm(path, chances)

@@ -24,7 +24,7 @@ def test_no_service_is_lost_at_a_power_cut(lab: Lab, campaign: Campaign) -> None
         lab.api("PATCH", f"services/{returns.id}", {"restore_on_boot": True})
         before = promise.host(lab)
         ends: Counter[str] = Counter()
-        for _ in range(campaign.rounds(2, 20)):
+        for _ in range(campaign.rounds(1, 20)):
             with fault.round() as chances:
                 verbs = [chances.choice([*BEGINS_FROM, "nothing"]) for _ in range(2)]
                 moment = chances.uniform(0, max(lasts(1, verb) for verb in verbs))
