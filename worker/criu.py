@@ -226,7 +226,8 @@ class Call:
                 if not data or answer.type != rpc.NOTIFY:
                     break
                 self._connection.send(refusal)
-        process.kill()
+        with suppress(ProcessLookupError):  # with the helpers that it may have forked
+            os.killpg(process.pid, signal.SIGKILL)
 
     def _hear(self, timeout: float, subject: Process | None) -> bytes:
         """Return what CRIU says next, empty at its end.

@@ -114,7 +114,11 @@ class Supervisor:
 
     def _pass_on(self, number: int, _frame: object) -> None:
         if self.swrk:
-            os.kill(self.swrk, signal.SIGKILL)
+            # With the helpers that it may have forked: one that hangs would hold the job's lock for ever.
+            try:
+                os.killpg(self.swrk, signal.SIGKILL)
+            except ProcessLookupError:  # it is not yet in a session of its own
+                os.kill(self.swrk, signal.SIGKILL)
         elif self.stranger is not None and self.stranger.descriptor is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.stranger.descriptor, number)
