@@ -22,6 +22,9 @@ from worker.process import Process
 _DEATHS_IN_A_ROW = 3
 """So often a part is killed before miehistod, which gives up at the fifth time in a minute, starts anew."""
 
+SCRATCH_IS_OLD = 20.0
+"""Seconds after which a folder of CRIU's is not one that another test's CRIU works in."""
+
 
 class Lab(Stack):
     """A node of its own beside the run's, whose parts can be killed one by one."""
@@ -136,6 +139,17 @@ class Lab(Stack):
         self.deaths = 0
 
 
+def sweep_scratch() -> None:
+    """Remove the empty folders of CRIUs that were killed before they had written their names into a log.
+
+    Those are all that stays of them; a reboot empties /tmp.
+    """
+    for folder in Path("/tmp").glob(".criu.mntns.*"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > SCRATCH_IS_OLD:
+                folder.rmdir()
+
+
 @pytest.fixture(scope="package")
 def only_lab() -> Iterator[Lab]:
     """The node of the suite."""
@@ -156,3 +170,4 @@ def lab(only_lab: Lab) -> Iterator[Lab]:
     only_lab.calm()
     yield only_lab
     only_lab.clear()
+    sweep_scratch()

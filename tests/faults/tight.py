@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import promise
-from tests.faults.lab import Lab
+from tests.faults.lab import Lab, sweep_scratch
 from tests.isolation import FOLDER
 from worker import orphans
 
@@ -72,3 +72,4 @@ def tight(only_tight: Tight) -> Iterator[Tight]:
     """That node with nothing on it, before and after each test."""
     yield only_tight
     only_tight.clear()
+    sweep_scratch()
