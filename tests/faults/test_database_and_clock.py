@@ -6,12 +6,10 @@ import contextlib
 import os
 import signal
 import sqlite3
-import subprocess
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -23,7 +21,7 @@ from tests.faults.test_worker_killed import BEGINS_FROM, after, lasts
 from tests.isolation import FOLDER
 from tests.stack import eventually
 from tests.test_locked_database import held
-from tests.test_postgresql import database
+from tests.test_postgresql import Database, database
 from worker import orphans
 
 __all__ = ["database"]
@@ -57,58 +55,26 @@ def test_a_database_that_is_locked_for_long(lab: Lab, campaign: Campaign) -> Non
         service.delete()
 
 
-class Cluster:
-    """A PostgreSQL that the test may stop and start.
-
-    Args:
-        url: its database, as the fixture gives it.
-    """
-
-    def __init__(self, url: str) -> None:
-        self.folder = parse_qs(urlsplit(url).query)["host"][0]
-        self.programs = sorted(
-            Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name)
-        )[-1]
-
-    def run(self, *words: str) -> None:
-        """Run pg_ctl as PostgreSQL's own user."""
-        as_postgres = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--"]
-        where = [f"{self.programs}/pg_ctl", "-D", f"{self.folder}/data", "-w", "-l", f"{self.folder}/log"]
-        subprocess.run([*as_postgres, *where, *words], check=True, capture_output=True, cwd=self.folder)
-
-    def stop(self) -> None:
-        """End it as if it had crashed."""
-        self.run("-m", "immediate", "stop")
-
-    def start(self) -> None:
-        """Start it again; it recovers first."""
-        self.run("-o", f"-k {self.folder} -c listen_addresses=", "start")
-
-
 @pytest.fixture
-def elsewhere(database: str, request: pytest.FixtureRequest) -> Iterator[tuple[Lab, Cluster]]:
+def elsewhere(database: Database, campaign: Campaign) -> Iterator[tuple[Lab, Database]]:
     """A node whose rows are in a PostgreSQL, and that."""
-    if not request.getfixturevalue("campaign").long:
+    if not campaign.long:
         pytest.skip("the long form restarts a PostgreSQL (--long)")
     orphans.adopt()
     folder = FOLDER / "lab-on-postgresql"
     folder.mkdir(mode=0o755)
-    node, cluster = Lab(folder), Cluster(database)
-    node.environment["DATABASE_URL"] = database
+    node = Lab(folder)
+    node.environment["DATABASE_URL"] = database.url
     node.start()
-    yield node, cluster
+    yield node, database
     node.clear()
     node.stop()
     orphans.reap()
-    with contextlib.suppress(subprocess.CalledProcessError):
-        cluster.run("-m", "fast", "stop")
 
 
-def test_a_postgresql_that_is_restarted(elsewhere: tuple[Lab, Cluster], campaign: Campaign) -> None:
-    node, cluster = elsewhere
-    what = (
-        "PostgreSQL, which holds the rows, is crashed at a random moment of a job and is back seconds later"
-    )
+def test_a_postgresql_that_is_restarted(elsewhere: tuple[Lab, Database], campaign: Campaign) -> None:
+    node, server = elsewhere
+    what = "PostgreSQL, which holds the rows, is restarted at a random moment of a job, its connections cut"
     with campaign.fault("PostgreSQL restarted", what) as fault:
         service = Kept(node)
         before = promise.host(node)
@@ -119,9 +85,7 @@ def test_a_postgresql_that_is_restarted(elsewhere: tuple[Lab, Cluster], campaign
                 service.forget_images(but=service.row()["image"] if verb == "restore" else None)
                 service.begin(verb)
                 time.sleep(chances.uniform(0, lasts(1, verb)))
-                cluster.stop()
-                time.sleep(chances.uniform(0, 4))
-                cluster.start()
+                server.restart()
                 eventually(lambda: node.api("GET", "node").status == 200, 30)
                 promise.settle(node)
                 after(service, verb)
