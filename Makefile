@@ -6,7 +6,7 @@ UNITDIR ?= $(PREFIX)/lib/systemd/system
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: help setup setup-dev install uninstall wheel-mhctl lint test test-api audit test-faults test-compose fuzz demo bench bench-peers lock clean
+.PHONY: help setup setup-dev install uninstall wheel-mhctl lint test test-api audit test-faults test-compose fuzz screenshots demo bench bench-peers lock clean
 
 help:
 	@echo "make setup        everything Miehistö needs on this Debian 12 or 13 (as root)"
@@ -62,6 +62,9 @@ test-api: setup-dev
 # It needs the network, so it is no part of `make test`.
 audit: setup-dev
 	@scripts/audit
+
+screenshots: setup-dev
+	$(PYTHON) scripts/screenshots.py
 
 demo: setup
 	@scripts/demo

@@ -76,11 +76,20 @@
     }
   }
 
+  // What can be scrolled must be reached by the keyboard; what cannot must not be in its way.
+  function markScrollers(root) {
+    for (const box of all(".scroll", root)) {
+      if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+      else box.removeAttribute("tabindex");
+    }
+  }
+
   function show(part, html) {
     const fresh = document.createElement("template");
     fresh.innerHTML = html;
     morphChildren(part, fresh.content);
     tellTimes(part);
+    markScrollers(part);
     part.dispatchEvent(new CustomEvent("miehisto:shown", { bubbles: true }));
   }
 
@@ -279,6 +288,9 @@
   all("[data-log]").forEach(followLog);
 
   tellTimes();
-  setInterval(tellTimes, 5000);
+  markScrollers();
+  window.addEventListener("resize", () => markScrollers());
+  document.addEventListener("toggle", () => markScrollers(), true);
+  setInterval(() => tellTimes(), 5000);
   listen();
 })();

@@ -1,0 +1,212 @@
+"""An operator's day in a real browser, before a real node with a real CRIU."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from tests.browser import (
+    assert_accessible,
+    chromium,
+    connected,
+    log_in,
+    log_in_as_admin,
+    page,
+)
+from tests.stack import CHECKOUT, Stack, eventually, free_port, get_page
+
+__all__ = ["chromium", "page"]
+
+MAKE_VIEWER = """
+from django.contrib.auth.models import Group, User
+user, _ = User.objects.get_or_create(username="watcher")
+user.set_password("long enough 1")
+user.save()
+user.groups.set([Group.objects.get(name="viewer")])
+"""
+
+
+def server(port: int) -> str:
+    return f"python3 -u -m http.server {port} --bind 127.0.0.1 --directory /usr/share/common-licenses"
+
+
+@contextmanager
+def held(port: int) -> Iterator[None]:
+    """Hold a port as another program would."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", port))
+        holder.listen()
+        yield
+
+
+def create(page: Page, name: str, port: int) -> str:
+    """Create a service by the dialog and return its id."""
+    page.goto("/services/")
+    page.get_by_role("link", name="New service").first.click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Command", exact=True).fill("no-such-program --at-all")
+    dialog.get_by_label("Name", exact=True).fill(name)
+    expect(dialog).to_contain_text("does not exist")
+    dialog.get_by_label("Command", exact=True).fill(server(port))
+    dialog.get_by_label("Name", exact=True).focus()
+    expect(dialog).to_contain_text("Found:")
+    dialog.get_by_role("button", name="Create and start").click()
+    expect(page.locator(".title .status")).to_have_text("succeeded")
+    page.get_by_role("link", name=name, exact=True).click()
+    expect(page.get_by_role("heading", level=1)).to_have_text(name)
+    return page.url.rstrip("/").rpartition("/")[2]
+
+
+def test_an_operators_day(page: Page, stack: Stack, chromium: Browser) -> None:
+    log_in_as_admin(page, stack)
+    expect(page.get_by_role("heading", level=1)).to_have_text("Welcome to Miehistö")
+    port = free_port()
+    service = create(page, "web", port)
+
+    # Its log arrives while somebody looks.
+    eventually(lambda: get_page(port))
+    expect(page.locator("pre.log")).to_contain_text('"GET / HTTP/1.1" 200')
+    expect(page.locator("#now")).to_contain_text(f"127.0.0.1:{port}")
+
+    # A dump with the dialog: the dry run says yes before, the page turns by itself afterwards.
+    connected(page)
+    elsewhere = page.context.new_page()
+    elsewhere.goto(f"/services/{service}/")
+    elsewhere.get_by_role("link", name="Dump", exact=True).click()
+    expect(elsewhere.get_by_role("dialog")).to_contain_text("Yes: nothing was found")
+    elsewhere.get_by_label("Leave it running").check()
+    elsewhere.get_by_role("dialog").get_by_role("button", name="Dump").click()
+    expect(elsewhere.locator(".title .status")).to_have_text("succeeded")
+    for step in ("waiting in the queue", "freezing"):
+        expect(elsewhere.locator(".waterfall")).to_contain_text(step)
+    elsewhere.goto(f"/services/{service}/dump/")  # as a page, as without JavaScript
+    elsewhere.get_by_role("button", name="Dump").click()
+    page.bring_to_front()
+    expect(page.locator(".title .status")).to_have_text("dumped")
+    expect(page.locator(".life .hung")).not_to_have_count(0)
+
+    # What is in the image, and what differs from the other.
+    elsewhere.bring_to_front()
+    expect(elsewhere.locator(".title .status")).to_have_text("succeeded")
+    image = elsewhere.locator("a[href^='/images/']").last
+    elsewhere.goto(str(image.get_attribute("href")))
+    expect(elsewhere.locator("#part-image")).to_contain_text("http.server")
+    expect(elsewhere.locator("#part-image")).to_contain_text(f"127.0.0.1:{port}")
+    elsewhere.get_by_role("link", name=re.compile("^with ")).first.click()
+    expect(elsewhere.get_by_role("heading", level=1)).to_have_text("Compare two images")
+    expect(elsewhere.locator("main")).to_contain_text("Memory by kind")
+    elsewhere.close()
+
+    # A restore that cannot be, and the button that helps once the port is free.
+    with held(port):
+        page.get_by_role("link", name="Restore", exact=True).click()
+        page.get_by_role("dialog").get_by_role("button", name="Restore").click()
+        expect(page.locator(".bad-card")).to_contain_text(f"Port {port} is held by")
+        expect(page.locator("mark.wrong").first).to_contain_text("Address already in use")
+    page.get_by_role("button", name="Try again").click()
+    page.wait_for_url(re.compile("/jobs/"))
+    expect(page.locator(".title .status")).to_have_text("succeeded")
+    assert eventually(lambda: get_page(port))
+
+
+def test_by_the_keyboard_alone(page: Page, stack: Stack) -> None:
+    port = free_port()
+    service = stack.create(*server(port).split(), options=("--name", "keys"))
+    log_in_as_admin(page, stack)
+    for verb, state in (("Dump", "dumped"), ("Restore", "running")):
+        page.goto(f"/services/{service}/")
+        connected(page)
+        button = page.get_by_role("link", name=verb, exact=True)
+        press_tab_until(page, button)
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("dialog")).to_be_visible()
+        press_tab_until(page, page.get_by_role("dialog").get_by_role("button", name=verb))
+        page.keyboard.press("Enter")
+        expect(page.locator(".title .status")).to_have_text("succeeded")
+        assert stack.show("service", service)["status"] == state
+    page.goto(f"/services/{service}/")
+    page.get_by_role("link", name="Stop", exact=True).press("Enter")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+def press_tab_until(page: Page, wanted: Locator) -> None:
+    """Press Tab until the element has the focus, as often as a patient person would."""
+    for _ in range(60):
+        if wanted.evaluate("element => element === document.activeElement"):
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"Tab does not reach {wanted}")
+
+
+def test_a_viewer_sees_and_cannot_act(page: Page, stack: Stack) -> None:
+    service = stack.create("sleep", "1000", options=("--name", "calm"))
+    command = [sys.executable, "manage.py", "shell", "--no-imports", "-c", MAKE_VIEWER]
+    subprocess.run(command, cwd=CHECKOUT, env=stack.environment, check=True)
+    log_in(page, "watcher", "long enough 1")
+    page.goto(f"/services/{service}/")
+    expect(page.get_by_role("heading", level=1)).to_have_text("calm")
+    for verb in ("Dump", "Stop", "Delete"):
+        expect(page.get_by_role("link", name=verb)).to_have_count(0)
+    cookies = {each["name"]: each["value"] for each in page.context.cookies()}
+    answer = page.request.post(
+        f"/services/{service}/stop/", form={}, headers={"X-CSRFToken": cookies["csrftoken"]}
+    )
+    assert answer.status == 403
+    assert "calm" in stack.mhctl("service", "list", "--json").out
+
+
+def test_every_page_is_accessible_also_in_the_dark_and_small(
+    stack: Stack, chromium: Browser, page: Page
+) -> None:
+    port = free_port()
+    service = stack.create(*server(port).split(), options=("--name", "web"))
+    image = stack.dump(service, "--leave-running")
+    stack.mhctl("service", "create", "--name", "broken", "--", "no-such-program", check=False)
+    jobs = stack.api("GET", "jobs").body
+    failed = next(job["object_id"] for job in jobs if job["status"] == "failed")
+    log_in_as_admin(page, stack)
+    addresses = ["/", "/services/", f"/services/{service}/", f"/services/{service}/dump/", "/services/new/"]
+    addresses += ["/images/", f"/images/{image}/", f"/images/compare/?a={image}", "/jobs/"]
+    addresses += [f"/jobs/{failed}/", "/audit/", "/account/tokens/", "/account/password/"]
+    for number, address in enumerate(addresses):
+        dark, narrow = number % 2, number % 3 == 0
+        page.emulate_media(color_scheme="dark" if dark else "light")
+        page.set_viewport_size({"width": 360 if narrow else 1280, "height": 800})
+        page.goto(address)
+        wide = page.evaluate("() => document.documentElement.scrollWidth - window.innerWidth")
+        assert wide <= 0, f"{address} is {wide} pixels too wide"
+        assert_accessible(page)
+
+
+def test_without_javascript_everything_is_there(stack: Stack, chromium: Browser) -> None:
+    service = stack.create("sleep", "1000", options=("--name", "plain"))
+    window = chromium.new_context(base_url=f"http://127.0.0.1:{stack.port}", java_script_enabled=False)
+    page = window.new_page()
+    log_in_as_admin(page, stack)
+    page.goto("/services/?q=plain")
+    page.get_by_role("link", name="Dump plain").click()
+    page.get_by_role("button", name="Dump", exact=True).click()
+    expect(page.locator(".title .status")).to_have_text("succeeded")  # the page loads itself again
+    assert stack.show("service", service)["status"] == "dumped"
+    window.close()
+
+
+def test_a_page_says_when_its_stream_breaks_and_recovers(page: Page, stack: Stack) -> None:
+    log_in_as_admin(page, stack)
+    page.goto("/services/")
+    connected(page)
+    stack.stop()
+    expect(page.locator("#stream")).to_contain_text("The connection is lost")
+    stack.start()
+    expect(page.locator("#stream")).to_be_hidden()
+    service = stack.create("sleep", "1000", options=("--name", "after"))
+    expect(page.locator(f"#service-{service}")).to_contain_text("running")
