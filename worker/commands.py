@@ -39,17 +39,20 @@ def _found(account: Account, command: str, cwd: str, path: str) -> str:
             "Create it, or let the service's user enter it.",
         )
     words = [command] if "/" in command else [f"{folder or '.'}/{command}" for folder in path.split(":")]
-    present = [word for word in words if os.path.exists(os.path.join(cwd, word))]
+    whole = dict.fromkeys(os.path.normpath(os.path.join(cwd, word)) for word in words)
+    # Root sees more than may be told to who asks.
+    present = [
+        path for path in whole if os.path.exists(path) and not _as_user(account, cwd, ["test", "-e", path])
+    ]
     if not present:
         raise Refused(
             "command_not_found",
             f"The command {command!r} does not exist on this node.",
             "Check its spelling, give the whole path, or install it on the node.",
         )
-    for word in present:
-        whole = os.path.join(cwd, word)
-        if os.path.isfile(whole) and not _as_user(account, cwd, ["test", "-x", whole]):
-            return os.path.normpath(whole)
+    for file in present:
+        if os.path.isfile(file) and not _as_user(account, cwd, ["test", "-x", file]):
+            return file
     raise Refused(
         "command_not_executable",
         f"The command {present[0]!r} may not be executed by user {account.name}.",
@@ -61,6 +64,8 @@ def _as_user(account: Account, cwd: str, words: list[str]) -> int:
     """Run a program as this user in this folder, and return its exit status; not 0 if it cannot enter it."""
     return subprocess.run(
         ["env", f"--chdir={cwd}", *words],
+        # None of ours: this user could read the site's secrets in it.
+        env={"PATH": DEFAULT_PATH},
         user=account.uid,
         group=account.gid,
         extra_groups=account.groups,

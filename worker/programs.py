@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any, NamedTuple
 
 from worker.errors import JobFailed
+from worker.runmh.launch import DEFAULT_PATH
 
 _MOST_SAID = 4096
 _LAST_BREATH = 5.0
@@ -59,6 +60,8 @@ class Row:
 
     def _launch(self, program: Program, stdin: Any, stdout: Any) -> subprocess.Popen[bytes]:
         nobody: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
+        # None of ours: who runs as nobody could read the site's secrets in it.
+        ours = {name: os.environ[name] for name in ("HOME", "GNUPGHOME") if name in os.environ}
         try:
             return subprocess.Popen(
                 list(program.words),
@@ -66,6 +69,7 @@ class Row:
                 stdout=stdout,
                 stderr=self._said,
                 cwd="/",
+                env={"PATH": DEFAULT_PATH, "LANG": "C.UTF-8", **ours},
                 start_new_session=True,  # without a terminal nobody is asked for a passphrase
                 **(nobody if program.unprivileged else {}),
             )
