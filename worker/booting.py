@@ -20,7 +20,8 @@ from services.states import JobState, ServiceState
 from worker import connections, supervision
 from worker.durable import write_json
 from worker.paths import Paths
-from worker.process import Process, parent
+from worker.process import Process, parent, status
+from worker.runmh.launch import Account, Refused
 
 log = logging.getLogger(__name__)
 
@@ -193,18 +194,28 @@ def _forget_processes(paths: Paths) -> None:
             (folder / "state.json").unlink(missing_ok=True)
 
 
+def _uid(service: Service) -> int | None:
+    try:
+        return Account(service.user, "").uid
+    except Refused:
+        return None  # there is no such user, so nothing runs as him
+
+
 def _survivor(paths: Paths, service: Service) -> Process | None:
     """Return a supervisor or an init of the service that lives, though nothing is known of it."""
     init = b"\0".join([b"tini", b"--", *(word.encode() for word in service.argv), b""])
     known = supervision.living(paths)
     if service.pk in known:
         return None
+    owner = _uid(service)
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes()
-            if words.startswith(b"runmh ") and service.pk.encode() in words:
+            # Anybody may call a process like one of ours, and make its folder here look like root's.
+            uid = int(status(int(folder.name)).get("Uid", "-1").split()[0])
+            if uid == 0 and words.startswith(b"runmh ") and service.pk.encode() in words:
                 return Process.of(int(folder.name))
-            if words == init:
+            if words == init and uid == owner:
                 above = parent(int(folder.name))
                 if not Path(f"/proc/{above}/cmdline").read_bytes().startswith(b"runmh "):
                     return Process.of(int(folder.name))

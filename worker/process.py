@@ -96,10 +96,12 @@ def parent(pid: int) -> int:
 
 
 def tree(pid: int) -> Iterator[int]:
-    """Yield `pid` and all that descend from it."""
-    yield pid
-    for child in children(pid):
-        yield from tree(child)
+    """Yield `pid` and all that descend from it, parents first; they may be as deep as they like."""
+    ahead = [pid]
+    while ahead:
+        pid = ahead.pop()
+        yield pid
+        ahead += reversed(children(pid))
 
 
 def status(pid: int) -> dict[str, str]:

@@ -7,6 +7,7 @@ import logging
 import os
 import select
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Mapping
@@ -161,12 +162,20 @@ def output_of(found: Running) -> int | None:
     As long as one is open the service may print, though its supervisor be dead: nothing is lost, and nobody
     gets a SIGPIPE. What is printed waits in the pipe.
     """
+    path = Path(f"/proc/{found.init.pid}/fd/1")
+
+    def is_its_pipe(status: os.stat_result) -> bool:
+        # A file on a disk may have the same number, and the service may have put one there.
+        return stat.S_ISFIFO(status.st_mode) and status.st_ino == found.pipe
+
     try:
+        if not is_its_pipe(path.stat()):
+            return None
         # A look at a pipe in /proc makes a new end of it (proc(5), "/proc/pid/fd").
-        descriptor = os.open(f"/proc/{found.init.pid}/fd/1", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
-    if os.fstat(descriptor).st_ino != found.pipe or not found.init.alive():
+    if not is_its_pipe(os.fstat(descriptor)) or not found.init.alive():
         os.close(descriptor)
         return None
     return descriptor

@@ -1,0 +1,110 @@
+"""Processes that mislead who looks at them as root: the worker, which must not be led astray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from services.models import Service, new_id
+from worker import booting, commands, programs, supervision
+from worker.paths import Paths
+from worker.process import Process
+from worker.runmh.launch import Account
+from worker.supervision import Running
+
+SECRETS = ("MIEHISTO_SECRET_KEY", "DATABASE_URL", "CELERY_BROKER_URL")
+DEEP = """\
+import os, signal
+for _ in range(99):
+    if os.fork():
+        signal.pause()
+print(flush=True)
+signal.pause()
+"""
+
+
+@contextmanager
+def running(*words: str, **options: object) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program for the block, in a process group of its own that ends with it."""
+    started = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True, **options)  # type: ignore[call-overload]
+    try:
+        yield started
+    finally:
+        os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+
+
+def test_what_runs_as_another_user_has_no_secret_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SECRETS:
+        monkeypatch.setenv(name, "dear")
+    with Path("/dev/null").open("rb") as nothing:
+        row = [programs.Program(["env"], "coreutils", unprivileged=True)]
+        with programs.out_of(nothing.fileno(), row) as printing:
+            assert b"dear" not in printing.end.read()
+            assert not printing.finish()
+    for name in SECRETS:
+        assert commands._as_user(Account("nobody", ""), "/", ["printenv", name]) != 0
+
+
+def test_who_asks_for_a_command_does_not_hear_which_files_root_has(tmp_path: Path) -> None:
+    hidden = tmp_path / "hidden"
+    hidden.mkdir(mode=0o700)
+    (hidden / "plan").touch()
+    for name in ("plan", "none"):
+        assert commands.check(command=str(hidden / name), user="nobody")["code"] == "command_not_found"
+    assert commands.check(command=str(hidden / "plan"))["code"] == "command_not_executable"
+
+
+def test_a_family_may_be_as_deep_as_it_likes() -> None:
+    with running(sys.executable, "-c", DEEP, stdout=subprocess.PIPE) as eldest:
+        assert eldest.stdout
+        eldest.stdout.readline()
+        eldest.stdout.close()
+        # A hundred of them with little room stand for thousands with as much as Python has.
+        look = (
+            "import sys; from worker import process; sys.setrecursionlimit(50);"
+            f" print(*process.tree({eldest.pid}))"
+        )
+        told = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    found = told.stdout.split()
+    assert len(set(found)) == len(found) == 100
+    assert found[0] == str(eldest.pid)
+
+
+def test_a_file_with_the_number_of_the_pipe_is_not_read_as_its_output(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("root's")
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    with secret.open("ab") as file:
+        for descriptor, is_pipe in ((file.fileno(), False), (writer, True)):
+            with running("sleep", "60", stdout=descriptor) as service:
+                init = Process.of(service.pid)
+                assert init
+                number = os.fstat(descriptor).st_ino
+                output = supervision.output_of(Running(init, init, None, [], number, ""))
+                assert (output is not None) is is_pipe
+                if output is not None:
+                    os.close(output)
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.parametrize(("user", "believed"), [("root", True), ("nobody", False)])
+def test_only_root_can_have_a_supervisor_that_was_forgotten(
+    tmp_path: Path, user: str, believed: bool
+) -> None:
+    paths = Paths(tmp_path, tmp_path, tmp_path)
+    (tmp_path / "services").mkdir()
+    service = Service(id=new_id(), argv=["sleep", "3600"], user="root")
+    title = f"runmh start {service.pk} {tmp_path}"
+    command = (title, "60")
+    with running(*command, executable="/bin/sleep", user=user, group=0, extra_groups=[]) as feigned:
+        found = booting._survivor(paths, service)
+        assert (found is not None and found.pid == feigned.pid) is believed
