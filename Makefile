@@ -6,7 +6,7 @@ UNITDIR ?= $(PREFIX)/lib/systemd/system
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: help setup setup-dev install uninstall wheel-mhctl lint test test-api audit test-faults test-compose fuzz screenshots demo bench bench-peers lock clean
+.PHONY: help setup setup-dev install uninstall wheel-mhctl lint test test-api audit test-faults test-compose fuzz screenshots demo bench bench-peers docs lock clean
 
 help:
 	@echo "make setup        everything Miehistö needs on this Debian 12 or 13 (as root)"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-compose docker-compose.yml on a container engine that it fetches (minutes)"
 	@echo "make test-api     2,000 requests made from the API's description; make audit asks for known holes"
 	@echo "make bench        measure against bare CRIU; make bench-peers against container engines"
+	@echo "make docs         write docs/reference anew from what the code says"
 	@echo "make lock         write requirements*.txt anew from requirements*.in"
 	@echo "make clean        remove caches and the virtual environment; the database and the images stay"
 
@@ -77,6 +78,9 @@ bench: setup-dev
 
 bench-peers: setup-dev
 	$(PYTHON) benchmarks/run.py --peers $(BENCH_ARGS)
+
+docs:
+	@$(PYTHON) -m scripts.reference
 
 lock:
 	@scripts/lock

@@ -22,16 +22,27 @@ NAME = "manifest.json"
 FIGURES = "statistics.json"
 VERSION = 1
 LARGE = 4 << 20
-_REQUIRED = {
-    "version": int,
-    "image": str,
-    "service": str,
-    "spec": dict,
-    "files": dict,
-    "mounts": list,
-    "pipe": int,
-    "sum": str,
+FIELDS: dict[str, tuple[type, str]] = {
+    "version": (int, "of the manifest itself"),
+    "image": (str, "the image's id, which is the name of its folder"),
+    "service": (str, "the id of the service that was dumped"),
+    "spec": (dict, "how the service was started: command, user, folder, environment, binds, limits"),
+    "created": (float, "when it was dumped, in seconds since 1970"),
+    "leave_running": (bool, "whether the service ran on"),
+    "options": (dict, "of the dump; its restore repeats what must be the same"),
+    "criu": (str, "the version of CRIU"),
+    "kernel": (str, "the release of the kernel"),
+    "machine": (str, "the architecture, x86_64 say"),
+    "mounts": (list, "what a restore has to mount, each as path and source"),
+    "pipe": (int, "the inode of the pipe that the service prints to"),
+    "comm": (str, "the name of its first process"),
+    "pages_bytes": (int, "how many bytes are pages of memory"),
+    "files": (dict, "each file of the image but this one, with size and SHA-256"),
+    "sum": (str, "the SHA-256 of all else in the manifest"),
 }
+"""What a manifest says, field by field; docs/reference/manifest.md is made of it."""
+
+_REQUIRED = ("version", "image", "service", "spec", "files", "mounts", "pipe", "sum")
 
 
 def seal(partial: Path, final: Path, facts: dict[str, Any], sums: GrowingSums) -> dict[str, Any]:
@@ -119,7 +130,7 @@ def parse(image: Path, text: bytes) -> dict[str, Any]:
         raise damaged(image, [f"{NAME}: {error}"]) from None
     if not isinstance(manifest, dict):
         raise damaged(image, [f"{NAME}: is not an object"])
-    wrong = [name for name, kind in _REQUIRED.items() if not isinstance(manifest.get(name), kind)]
+    wrong = [name for name in _REQUIRED if not isinstance(manifest.get(name), FIELDS[name][0])]
     if wrong:
         raise damaged(image, [f"{NAME}: {name} is missing or of the wrong type" for name in wrong])
     if manifest["version"] > VERSION:
