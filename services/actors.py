@@ -1,6 +1,7 @@
 """Who asks for something and whether they may. It knows no service and no job."""
 
 import grp
+import os
 import pwd
 from contextlib import suppress
 
@@ -62,21 +63,38 @@ def require_account(actor: Actor, user: str, group: str) -> None:
     """Raise Problem not_allowed unless `actor` may bring to life what runs as this user and group.
 
     Root's processes own the node, and the site's own user owns the database that says who may do what, so
-    both are for admins. The names are resolved on this host; a node asks its own policy again.
+    both are for admins. So is a group that the user is not in: one such as disk or shadow is as good as root.
+    The names are resolved on this host; a node asks its own policy again.
     """
     site = _row(settings.MIEHISTO_USER)
     uid = _number(user or "0", "user")
     gid = _number(group, "group") if group else None
-    if uid == 0 or gid == 0:
+    own = _groups(user or "0")
+    groups = own if gid is None else own | {gid}
+    if uid == 0 or 0 in groups:
         require_admin(actor, "run anything as root")
-    elif site and (uid == site.pw_uid or gid == site.pw_gid):
+    elif site and (uid == site.pw_uid or site.pw_gid in groups):
         require_admin(actor, "run anything as the site's own user")
+    elif groups > own:
+        require_admin(actor, f"run anything of user {user} in the group {group}, which is not the user's own")
 
 
 def _row(name: str) -> pwd.struct_passwd | None:
     with suppress(KeyError):
         return pwd.getpwnam(name)
     return None
+
+
+def _groups(user: str) -> set[int]:
+    """Return the groups of a user given by name or number, as the worker gives them to a service."""
+    number = _number(user, "user")
+    if number is None:
+        return set()
+    try:
+        row = pwd.getpwuid(number)
+    except (KeyError, OverflowError):
+        return {number}
+    return {row.pw_gid, *os.getgrouplist(row.pw_name, row.pw_gid)}
 
 
 def _number(account: str, field: str) -> int | None:
