@@ -2,12 +2,16 @@
 
 # ruff: noqa: ARG002 (Django and ninja fix the arguments)
 
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.http import HttpRequest
 
+from services import operations
 from services.models import ApiToken, AuditEvent, Job, JobEvent, Node, Service, ServiceEvent
+from services.problems import Problem
 
 if TYPE_CHECKING:  # Django's own classes take no parameters
     ModelAdmin = admin.ModelAdmin[Any]
@@ -35,8 +39,38 @@ class NodeAdmin(ReadOnly):
     list_display = ("name", "last_seen_at", "criu_version", "kernel")
 
 
+def ask(request: HttpRequest, rows: Iterable[Any], operation: Callable[..., Job]) -> None:
+    """Ask for a job on each row by its operation, and say what came of it."""
+    asked = 0
+    for row in rows:
+        try:
+            operation(row, actor=request.user, source="web")
+        except Problem as problem:
+            messages.error(request, f"{row}: {problem.message} {problem.remedy}")
+        else:
+            asked += 1
+    if asked:
+        messages.success(request, f"Asked for {asked} job{'s' if asked > 1 else ''}.")
+
+
+@admin.action(description="Dump, leave running")
+def dump_running(_admin: Any, request: HttpRequest, rows: Any) -> None:
+    ask(request, rows, partial(operations.request_dump, leave_running=True))
+
+
+@admin.action(description="Dump and end")
+def dump(_admin: Any, request: HttpRequest, rows: Any) -> None:
+    ask(request, rows, operations.request_dump)
+
+
+@admin.action(description="Stop")
+def stop(_admin: Any, request: HttpRequest, rows: Any) -> None:
+    ask(request, rows, operations.request_stop)
+
+
 @admin.register(Service)
 class ServiceAdmin(ReadOnly):
+    actions = (dump_running, dump, stop)
     exclude = ("env",)  # often passwords; `mhctl service show --env` shows it, and that is on the record
     list_display = ("id", "name", "node", "status", "pid", "created_at", "created_by")
     list_filter = ("status", "node")

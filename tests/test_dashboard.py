@@ -247,6 +247,18 @@ def test_the_audit_leaves_as_csv_that_no_spreadsheet_runs(admin: Client) -> None
     assert "attachment" in answer.headers["Content-Disposition"]
 
 
+def test_the_admin_pages_ask_by_the_same_operations(admin: Client) -> None:
+    running, stopped = running_service("one"), stopped_service("two")
+    chosen = {"action": "dump_running", "_selected_action": [running.pk, stopped.pk]}
+    told = admin.post("/admin/services/service/", chosen, follow=True).content.decode()
+    assert "Asked for 1 job." in told
+    assert "Two: Service two is stopped" in told
+    assert Job.objects.get(kind="dump").options["leave_running"] is True
+    image = recorded_image(stopped)
+    admin.post("/admin/images/image/", {"action": "verify", "_selected_action": [image.pk]})
+    assert Job.objects.filter(kind="verify_image", image_id=image.pk, requested_by="boss").exists()
+
+
 def test_an_environment_is_shown_to_who_asks_and_that_is_recorded(admin: Client) -> None:
     service = made_service("web")
     Service.objects.update(env={"TOKEN": "s3cret"})
