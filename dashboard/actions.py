@@ -76,6 +76,14 @@ _FOR_SERVICES = (
                 "closes the connections that were open now.",
             ),
             Option(
+                "carry",
+                "Carry the data in",
+                "Folders of its own, with spaces between, that this image holds besides those of each image. "
+                "It stays frozen while they are copied, and a restore puts them back as they were.",
+                "folders",
+                rare=True,
+            ),
+            Option(
                 "tcp_close",
                 "Drop its TCP connections",
                 "Open connections are not kept: at the restore clients are told at once that theirs is gone.",

@@ -39,6 +39,7 @@ class ImageAnswer(Schema):
     size: int
     ctime: str
     leave_running: bool
+    carried: list[str]
     status: str
     damage: list[str]
     verified: str | None

@@ -86,6 +86,12 @@ class Image(models.Model):
         return self.origin is not None
 
     @property
+    def carried(self) -> list[str]:
+        """The files and folders whose data it holds; empty if it holds memory only."""
+        found = (self.manifest or {}).get("carried")
+        return [str(path) for path in found] if isinstance(found, list) else []
+
+    @property
     def is_damaged(self) -> bool:
         return self.status == ImageState.DAMAGED.value
 

@@ -19,6 +19,7 @@ def image_object(image: Image) -> dict[str, Any]:
         "size": image.size_bytes,
         "ctime": moment(image.created_at),
         "leave_running": image.leave_running,
+        "carried": image.carried,
         "status": image.status,
         "damage": image.damage,
         "verified": moment(image.verified_at),

@@ -91,6 +91,7 @@ DUMPING = (
     Option("--ghost-limit", "BYTES", "take deleted open files up to this size", number=True),
     Option("--force-irmap", "DIR", "search this folder for files that are watched", many=True),
     Option("--freeze-timeout", "SECONDS", "give up if the processes do not freeze", number=True),
+    Option("--carry", "PATH", "hold this file or folder of its data in the image, too", many=True),
 )
 
 CREATE = Verb(
@@ -102,6 +103,7 @@ CREATE = Verb(
     Option("-e --env", "K=V", "set an environment variable", many=True),
     Option("-b --bind", "SRC:DST[:ro]", "show SRC to the service at DST", many=True),
     Option("--data", "PATH", "a restore compares this file or folder of its data, too", many=True),
+    Option("--carry", "PATH", "its images hold this file or folder of its data", many=True),
     Option("--memory", "SIZE", "let it have so much memory (512M)"),
     Option("--tasks", "N", "let it have so many processes and threads", number=True),
     Option("--open-files", "N", "let each of its processes open so many files", number=True),

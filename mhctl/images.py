@@ -42,6 +42,10 @@ def list_images(parsed: Parsed) -> None:
         for image in images
     ]
     heads = ["OBJECT_ID", "COMM", "PAGE_SIZE", "CTIME"]
+    if any(image.get("carried") for image in images):
+        heads.append("CARRIES")
+        for row, image in zip(rows, images, strict=True):
+            row.append(" ".join(map(plain, image.get("carried") or [])) or "memory only")
     put(table(heads, rows, least={"OBJECT_ID": 32, "COMM": 12, "PAGE_SIZE": 10}))
 
 
@@ -55,7 +59,13 @@ def show(parsed: Parsed) -> None:
         return
     from mhctl.looking import image_contents
 
-    shown = {**image, "page_size": size(image.get("page_size")), "size": size(image.get("size"))}
+    carried = ", ".join(map(plain, image.get("carried") or []))
+    shown = {
+        **image,
+        "page_size": size(image.get("page_size")),
+        "size": size(image.get("size")),
+        "carried": carried or "memory only; the files on the disk must be as they were at the dump",
+    }
     put(describe(shown) + image_contents(contents))
 
 

@@ -73,7 +73,7 @@ def create(parsed: Parsed) -> None:
             body[group] = asked
     body |= {
         name: options[name]
-        for name in ("data", "restore_on_boot", "name")
+        for name in ("data", "carry", "restore_on_boot", "name")
         if options[name] not in (None, False, [])
     }
     make_job(parsed, "POST", "services", body=body, result=service_id)
@@ -160,6 +160,7 @@ def dump_options(parsed: Parsed) -> Json:
         ghost_limit=options["ghost_limit"],
         force_irmap=options["force_irmap"] or None,
         freeze_timeout=options["freeze_timeout"],
+        carry=options["carry"] or None,
     )
 
 

@@ -73,6 +73,7 @@ async def create_service(
             name=body.name,
             binds=body.binds,
             data=body.data,
+            carry=body.carry,
             privileges=body.privileges.dict(),
             limits=body.limits.dict(),
             restore_on_boot=body.restore_on_boot,

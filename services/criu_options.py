@@ -65,6 +65,11 @@ OPTIONS: Mapping[str, Option] = {
         _DUMP | {JobKind.RESTORE},
         "Open TCP connections are dropped instead of kept; clients must connect again.",
     ),
+    "carry": Option(
+        validation.data_paths,
+        _DUMP,
+        "Files and folders whose data the image holds, too: a restore puts them back as they were then.",
+    ),
     "accept_changed_files": Option(
         validation.flag,
         frozenset({JobKind.RESTORE}),

@@ -68,6 +68,7 @@ class Service(models.Model):
     env = models.JSONField(blank=True, default=dict)
     binds = models.JSONField(blank=True, default=list)
     data = models.JSONField(blank=True, default=list)
+    carry = models.JSONField(blank=True, default=list)
     privileges = models.JSONField(blank=True, default=dict)
     limits = models.JSONField(blank=True, default=dict)
     restore_on_boot = models.BooleanField(default=False)

@@ -42,6 +42,7 @@ def request_create(
     name: str = "",
     binds: list[str] | None = None,
     data: list[str] | None = None,
+    carry: list[str] | None = None,
     privileges: dict[str, Any] | None = None,
     limits: dict[str, Any] | None = None,
     restore_on_boot: bool = False,
@@ -52,7 +53,8 @@ def request_create(
 
     argv: the command and its arguments. user, group: names or numbers, "" for root and its group.
     cwd: absolute. binds: extra SRC:DST[:ro]. data: files and folders
-    that must be at a restore what they were at the dump. privileges, limits: see confinement.py.
+    that must be at a restore what they were at the dump. carry: those that its images hold.
+    privileges, limits: see confinement.py.
     restore_on_boot: come back from the newest sound image when the node is started anew.
     source: web, api, mhctl, manage or agent.
     Raises Problem bad_input, name_taken, not_allowed.
@@ -85,6 +87,7 @@ def request_create(
         env=checked_env,
         binds=checked_binds,
         data=validation.data_paths(data or [], "data"),
+        carry=validation.data_paths(carry or [], "carry"),
         privileges=checked_privileges,
         limits=confinement.limits(limits or {}),
         restore_on_boot=validation.flag(restore_on_boot, "restore_on_boot"),
@@ -125,6 +128,7 @@ def adopt(
         "env": spec.get("env", {}),
         "binds": spec.get("binds", []),
         "data": spec.get("data", []),
+        "carry": spec.get("carry", []),
         "privileges": spec.get("privileges") or {},
         "limits": spec.get("limits") or {},
         "status": state.value,

@@ -47,6 +47,7 @@ def service_object(service: Service, env: dict[str, str] | None = None) -> dict[
         "env": dict.fromkeys(service.env) if env is None else env,
         "binds": service.binds,
         "data": service.data,
+        "carry": service.carry,
         "privileges": service.privileges,
         "limits": service.limits,
         "restore_on_boot": service.restore_on_boot,

@@ -34,6 +34,7 @@ class Limits(Input):
 class NewService(Input):
     """args: command and arguments. user, group: names or numbers. cwd: absolute. binds: SRC:DST[:ro].
     data: files and folders, as the service sees them, that a restore compares with what they were.
+    carry: those that its images hold, and that a restore puts back; they must belong to its user.
     restore_on_boot: come back from the newest sound image when the node is started anew.
     """
 
@@ -45,6 +46,7 @@ class NewService(Input):
     name: str = ""
     binds: list[str] = Field(default_factory=list)
     data: list[str] = Field(default_factory=list)
+    carry: list[str] = Field(default_factory=list)
     privileges: Privileges = Field(default_factory=Privileges)
     limits: Limits = Field(default_factory=Limits)
     restore_on_boot: bool = False
@@ -77,7 +79,8 @@ class DumpOptions(Input):
     """leave_running: go on running after the dump. tcp_close: drop open TCP connections instead of keeping
     them. tcp_skip_in_flight: leave out those that were not accepted yet. ghost_limit: bytes of a deleted open
     file that go into the image. force_irmap: folders to search for files that are watched. freeze_timeout:
-    seconds that the processes may take to freeze.
+    seconds that the processes may take to freeze. carry: files and folders that the image shall hold besides
+    those of the service.
     """
 
     leave_running: bool = False
@@ -86,6 +89,7 @@ class DumpOptions(Input):
     ghost_limit: int = 0
     force_irmap: list[str] = Field(default_factory=list)
     freeze_timeout: float = 0
+    carry: list[str] = Field(default_factory=list)
 
 
 class CheckedCommand(Input):
@@ -136,6 +140,7 @@ class ServiceAnswer(Schema):
     env: dict[str, str | None]
     binds: list[str]
     data: list[str]
+    carry: list[str]
     privileges: dict[str, Any]
     limits: dict[str, int]
     restore_on_boot: bool

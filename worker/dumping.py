@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pycriu.rpc_pb2 as rpc
 
-from worker import connections, criu, files, manifest
+from worker import carry, connections, criu, files, manifest
 from worker.durable import write_json
 from worker.errors import JobFailed
 from worker.explaining import explained
@@ -59,6 +59,7 @@ class Dump:
         leave_running: bool,
         lock: int,
         options: Mapping[str, Any],
+        data: carry.Data,
     ) -> None:
         self.tools = tools
         self.running = running
@@ -66,6 +67,9 @@ class Dump:
         self.leave_running = leave_running
         self.lock = lock
         self.options = dict(options)
+        self.data = data
+        self.shared: list[str] = []
+        self.carried = carry.Figures()
         self.service_id = service_id
         self.image_id = image_id
         self.partial = tools.paths.partial_image(image_id)
@@ -101,6 +105,8 @@ class Dump:
             self.running.wait(self.tools.timeout)
             self.tools.paths.state(self.service_id).unlink(missing_ok=True)
         figures = criu.statistics(self.work)._asdict()
+        if self.data.carried or self.shared:
+            figures |= self.carried._asdict()
         manifest.add_figures(self.final, figures)
         return Dumped(self.final, {**figures, "sealing_time": round(self.sealing_seconds * 1e6)})
 
@@ -142,13 +148,18 @@ class Dump:
         return self.sealing_failed is None
 
     def _look_at_the_disk(self) -> None:
-        """Record what of the disk the memory believes, at the moment that the memory is of."""
+        """Record what of the disk the memory believes, and copy it, at the moment that the memory is of."""
         running = self.running
         try:
             found = files.record(
-                running.init.pid, self.spec.get("data", []), running.mounts, runs_on=self.leave_running
+                running.init.pid, self.data.compared, running.mounts, runs_on=self.leave_running
             )
             write_json(self.partial / files.NAME, found, durable=False)
+            self.shared = carry.shared_memory(found, running.mounts, self.data)
+            if self.data.carried or self.shared:
+                self.tools.step("carrying data")
+                paths = [*self.data.carried, *self.shared]
+                self.carried = carry.pack(self.partial, paths, running.mounts, self.data.owner)
         except (OSError, TreeRefused) as error:
             self.sealing_failed = error
 
@@ -168,6 +179,9 @@ class Dump:
             "machine": os.uname().machine,
             "mounts": running.mounts,
             "pipe": running.pipe,
+            "data": self.data.compared,
+            "carried": self.data.carried,
+            "shared_memory": self.shared,
             "comm": _comm(self.partial),
             "pages_bytes": sum(path.stat().st_size for path in self.partial.glob("pages-*.img")),
         }

@@ -20,6 +20,7 @@ from worker import (
     locks,
     manifest,
     preflight,
+    putback,
     scanning,
     supervision,
 )
@@ -74,6 +75,7 @@ class Engine:
                     "Another job works on this service.",
                     "Wait for it (mhctl job list), then try again.",
                 )
+            putback.settle(self.paths, service_id)
             yield lock
 
     @contextmanager
@@ -175,7 +177,10 @@ class Engine:
         It takes no lock, for it changes nothing. What it returns is what `scanning.scan` does.
         """
         self.step("looking at the live processes")
-        return scanning.scan(self._running(service_id).init.pid, pool=self.paths.images, options=options)
+        running = self._running(service_id)
+        asked = options.get("carry", [])
+        preflight.check_data(self.paths, service_id, running, asked, self.tools.policy())
+        return scanning.scan(running.init.pid, pool=self.paths.images, options=options)
 
     def dump(
         self,
@@ -184,6 +189,7 @@ class Engine:
         *,
         leave_running: bool = False,
         options: Mapping[str, Any] | None = None,
+        carry: Sequence[str] = (),
     ) -> Dumped:
         """Dump a running service into a new image.
 
@@ -192,6 +198,10 @@ class Engine:
         A service that shall end is ended only after the image is sealed: CRIU waits for the sealing with the
         service still frozen and, if that fails, lets it go on as if nothing had been.
 
+        Args:
+            carry: files and folders, as the service sees them, that the image shall hold besides those that
+                the service's spec names.
+
         Raises:
             JobFailed: it was not dumped; the service runs as before and no image is left.
         """
@@ -199,9 +209,11 @@ class Engine:
             self.step("looking before freezing")
             running = self._running(service_id)
             account = preflight.account_for_dump(running.init.pid)
-            preflight.check_room(self.paths.images, running.init.pid, self.tools.policy().pool)
+            policy = self.tools.policy()
+            data, size = preflight.check_data(self.paths, service_id, running, carry, policy)
+            preflight.check_room(self.paths.images, running.init.pid, policy.pool, size)
             return Dump(
-                self.tools, service_id, image_id, running, account, leave_running, lock, options or {}
+                self.tools, service_id, image_id, running, account, leave_running, lock, options or {}, data
             ).run()
 
     def restore(

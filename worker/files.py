@@ -79,8 +79,8 @@ def record(init: int, data: Sequence[str], mounts: Iterable[Sequence[str]], *, r
     mounts = list(mounts)
     found: dict[tuple[int, int, str], dict[str, Any]] = {}
     for path, status, writes, appends in held.by_tree(init, sync=runs_on):
-        # CRIU keeps a deleted file in the image, or a link to it.
-        if held.is_nameless(path, status, on_host(mounts, path)):
+        # CRIU keeps a deleted file in the image, or a link to it, and all of a private /tmp.
+        if not held.lies_at(on_host(mounts, path), status):
             continue
         known = found.setdefault(
             (status.st_dev, status.st_ino, path),
@@ -269,7 +269,7 @@ def refuse(found: Sequence[Change], *, accepted: bool) -> None:
     if accepted and missing:
         raise JobFailed(
             "file_missing",
-            f"{_shown(missing[0].path)}, which the service had open, {missing[0].what}{_more(missing)}.",
+            f"{shown(missing[0].path)}, which the service had open, {missing[0].what}{_more(missing)}.",
             "Copy it back to where it was, then restore again.",
             _lines(missing),
         )
@@ -277,7 +277,7 @@ def refuse(found: Sequence[Change], *, accepted: bool) -> None:
         raise JobFailed(
             "files_changed",
             "The files on the disk have moved on since the dump, which the memory in the image does not know:"
-            f" {_shown(found[0].path)}{_more(found)}.",
+            f" {shown(found[0].path)}{_more(found)}.",
             "Put the files back, or restore an image that carries its data (--carry). If the service can live"
             " with them as they are, restore with --accept-changed-files.",
             _lines(found),
@@ -288,13 +288,13 @@ def _more(changes: Sequence[Change]) -> str:
     return f", and {len(changes) - 1} more" if len(changes) > 1 else ""
 
 
-def _shown(path: str) -> str:
+def shown(path: str) -> str:
     """Return a path as text for a database and a terminal: a service may name a file as it likes."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in path)
 
 
 def _lines(changes: Sequence[Change]) -> list[str]:
-    lines = [f"{_shown(change.path)} {change.what}" for change in changes[:MOST_LINES]]
+    lines = [f"{shown(change.path)} {change.what}" for change in changes[:MOST_LINES]]
     return lines + ([f"and {len(changes) - MOST_LINES} more"] if len(changes) > MOST_LINES else [])
 
 

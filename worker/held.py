@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from worker import process
 
-_DELETED = " (deleted)"
 # File systems that show the kernel: their files have no content of their own. Where a service sees them is
 # our doing (worker/namespaces.py).
 _KERNEL = ("/proc/", "/sys/")
@@ -100,12 +99,20 @@ def _sync(link: str) -> None:
         os.close(descriptor)
 
 
-def is_nameless(path: str, status: os.stat_result, place: str) -> bool:
-    """Tell whether a file was deleted: CRIU keeps it in the image, or keeps a link to it."""
-    if not path.endswith(_DELETED):
-        return status.st_nlink == 0
+def lies_at(place: str, status: os.stat_result) -> bool:
+    """Tell whether the host has this very file at `place`: neither deleted, nor of a private /tmp."""
     try:
-        named = os.lstat(place)
+        found = os.lstat(place)
     except OSError:
-        return True
-    return (named.st_dev, named.st_ino) != (status.st_dev, status.st_ino)
+        return False
+    return (found.st_dev, found.st_ino) == (status.st_dev, status.st_ino)
+
+
+def deleted(pids: Iterable[int]) -> dict[tuple[int, int], int]:
+    """Return the bytes on the disk of each deleted file that these processes have open: CRIU stores them."""
+    found = {}
+    for pid in pids:
+        for _, status, _, _ in _opened(pid):
+            if status.st_nlink == 0:
+                found[status.st_dev, status.st_ino] = status.st_blocks * 512
+    return found

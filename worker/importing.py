@@ -257,6 +257,10 @@ def faults_of(facts: dict[str, Any]) -> Iterator[str]:
             yield f"{key} is of the wrong type"
         elif isinstance(found, str) and len(found) > _LONGEST_WORD:
             yield f"{key} is too long"
+    for key in ("data", "carried", "shared_memory"):
+        paths = facts.get(key, [])
+        if isinstance(paths, list) and not all(isinstance(path, str) and path[:1] == "/" for path in paths):
+            yield f"{key} is no list of absolute paths"
     created = facts.get("created", 0)
     if isinstance(created, int | float) and not (math.isfinite(created) and 0 <= created < 2**33):
         yield "created is no time"
@@ -268,6 +272,9 @@ def faults_of(facts: dict[str, Any]) -> Iterator[str]:
 _OPTIONAL: dict[str, Any] = {
     "created": int | float,
     "leave_running": bool,
+    "data": list,
+    "carried": list,
+    "shared_memory": list,
     "criu": str,
     "kernel": str,
     "machine": str,

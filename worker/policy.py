@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from worker import places
 from worker.errors import JobFailed, describe
+from worker.files import on_host
 from worker.runmh.launch import DEFAULT_PATH, Account, Refused, binds_of
 from worker.runmh.privileges import OF_ROOT, name_of
 
@@ -97,7 +98,26 @@ class Policy:
             for target, source in facts["mounts"]:
                 if target != source and (target, source) not in asked:
                     self._refuse("directories", f"shows {source} at {target} without having asked for it")
+        carried = [*(facts.get("carried") or []), *(facts.get("shared_memory") or [])]
+        self.check_data(
+            place
+            for place in (on_host(facts["mounts"], path) for path in carried)
+            if not places.is_within(os.path.realpath(place), ("/dev/shm",))  # noqa: S108
+        )
         return self.applied(spec)
+
+    def check_data(self, data: Iterable[str]) -> None:
+        """Check where on the host a service has its data.
+
+        Raises:
+            JobFailed: elsewhere than it may work.
+        """
+        if self.directories is None:
+            return
+        allowed = tuple(os.path.realpath(entry) for entry in self.directories)
+        for path in data:
+            if not places.is_within(os.path.realpath(path), allowed):
+                self._refuse("directories", f"has its data in {path}")
 
     def check_number(self, living: int) -> None:
         """Check that one more service may live beside so many.
@@ -202,9 +222,9 @@ class Policy:
         folder = os.path.realpath(spec.get("cwd") or "/")
         if folder != "/" and not places.is_within(folder, allowed):
             self._refuse("directories", f"would work in {folder}")
-        for path in spec.get("data") or []:
-            if not places.is_within(os.path.realpath(path), allowed):
-                self._refuse("directories", f"has its data in {path}")
+        binds = [(target, source) for source, target, _ in binds_of(spec)]
+        data = [*(spec.get("data") or []), *(spec.get("carry") or [])]
+        self.check_data([on_host(binds, path) for path in data])
         for source, _, _ in binds_of(spec):
             try:
                 real, steps = places.follow(source)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from worker import cgroups, criu, manifest, namespaces, process
+from worker import carry, cgroups, criu, held, manifest, namespaces, process
+from worker.carry import Data
 from worker.criu import Account, has_sys_resource
 from worker.errors import JobFailed
+from worker.files import on_host
+from worker.paths import Paths
 from worker.policy import Policy
 from worker.runmh.launch import binds_of
 from worker.runmh.privileges import numbers
+from worker.supervision import Running
 
 # Room that the pool keeps beside the memory itself, for CRIU's other files and the manifest.
 _RESERVE = 16 * 1024 * 1024
+_FILES, _FILES_EACH = 64, 16
 
 
 def account_for_dump(init: int) -> Account | None:
@@ -93,21 +100,54 @@ def check_limits(limits: dict[str, int]) -> None:
         )
 
 
-def check_room(pool: Path, init: int, most: int | None = None) -> None:
+def check_data(
+    paths: Paths, service_id: str, running: Running, asked: Sequence[str], policy: Policy
+) -> tuple[Data, int]:
+    """Return what of the disk belongs to a service, and the bytes of it that its image will hold.
+
+    Args:
+        asked: what is to be carried besides what the service's spec names.
+
+    Raises:
+        JobFailed: a path may not be looked at, or is not there.
+    """
+    spec = json.loads(paths.spec(service_id).read_bytes())
+    carried = carry.outermost([*spec.get("carry", []), *asked])
+    policy.check_data([on_host(running.mounts, path) for path in carried])
+    owner = int(process.status(running.init.pid).get("Uid", "0").split()[0])
+    size = 0
+    for path in dict.fromkeys([*spec.get("data", []), *carried]):
+        found = carry.check(running, path, owner, forbidden=paths)
+        size += found if path in carried else 0
+    return Data(spec.get("data", []), carried, owner), size
+
+
+def check_room(pool: Path, init: int, most: int | None = None, data: int = 0) -> None:
     """Refuse a dump that the pool has no room for.
 
     Args:
         most: bytes that all images together may take, by root's policy.
+        data: bytes that are carried.
 
     Raises:
-        JobFailed: less is free, or allowed, than the service's memory may need.
+        JobFailed: less is free, or allowed, than the service's memory, its deleted files that are still open,
+            and its data may need.
     """
     available = room_in(pool, most)
     pids = list(process.tree(init))
+    # CRIU writes some files for all, and some for each process.
+    inodes = os.statvfs(pool)
+    if inodes.f_files and inodes.f_favail < _FILES + _FILES_EACH * len(pids):
+        raise JobFailed(
+            "pool_full",
+            f"The file system of the image pool can take only {inodes.f_favail} more files.",
+            "Delete images that are no longer needed (mhctl image list), or other small files there.",
+        )
+    beside = _RESERVE + data + sum(held.deleted(pids).values())
     # The quick sum counts shared memory once a process; the exact one is asked for only if it matters.
-    if available >= _RESERVE + sum(map(_resident, pids)):
+    if available >= beside + sum(map(_resident, pids)):
         return
-    needed = _RESERVE + sum(map(memory, pids))
+    needed = beside + sum(map(memory, pids))
     if available < needed:
         raise JobFailed(
             "pool_full",

@@ -17,12 +17,14 @@ from images.models import Image
 from services import operations
 from services.models import Job, Node, Service
 from services.states import TRANSIENT, JobKind, JobState, ServiceState, has_process
-from worker import connections, criu, locks, manifest, mending, supervision
+from worker import connections, criu, locks, manifest, mending, putback, supervision
 from worker.engine import Ended, describe
 from worker.errors import JobFailed
 from worker.paths import Paths
 from worker.process import Process
 
+_SHOWN = ("version", "mounts", "machine", "spec", "origin", "carried")
+"""What of a manifest the rows keep."""
 _LAST_WORD_WITHIN = 0.5
 """Seconds that a supervisor may take to write how its service ended."""
 
@@ -162,6 +164,12 @@ def _settle(paths: Paths, job: Job) -> None:
     image = record_image(paths, job.image_id, job.node) if job.kind == JobKind.DUMP else False
     if job.kind == JobKind.DUMP and not image:
         manifest.remove(paths.partial_image(job.image_id))
+    stuck = ""
+    if job.kind == JobKind.RESTORE:
+        try:
+            putback.settle(paths, job.service_ref)
+        except JobFailed as failure:
+            stuck = f" {failure.message}"
     if job.kind == JobKind.IMPORT_IMAGE:
         _record_missing_images(paths, job.node)
     found = _truth_after_loss(paths, job, dumped=image) if job.service_ref else None
@@ -169,7 +177,7 @@ def _settle(paths: Paths, job: Job) -> None:
     outcome = (
         "The image had been sealed and is good." if image else "What is true now was read from the node."
     )
-    message = f"The worker died {said}. {outcome}"
+    message = f"The worker died {said}. {outcome}{stuck}"
     operations.lose(job, message, found.state if found else None, **(found.extras() if found else {}))
 
 
@@ -226,7 +234,7 @@ def record_image(paths: Paths, image_id: str, node: Node) -> bool:
         kernel=str(facts.get("kernel", "")),
         argv=list(facts["spec"].get("argv", [])),
         statistics=manifest.figures(path),
-        manifest={name: facts.get(name) for name in ("version", "mounts", "machine", "spec", "origin")},
+        manifest={name: facts.get(name) for name in _SHOWN},
     )
     return True
 

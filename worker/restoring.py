@@ -17,7 +17,7 @@ from typing import Any
 
 import pycriu.rpc_pb2 as rpc
 
-from worker import connections, criu, files, manifest, mending, supervision, warm
+from worker import carry, connections, criu, files, manifest, mending, putback, supervision, warm
 from worker.errors import JobFailed
 from worker.explaining import explained
 from worker.process import Process
@@ -50,6 +50,19 @@ def restore(
     criu.require(tools.criu)
     if tcp_close:
         facts = {**facts, "options": {"tcp_close": True}}
+    with putback.PutBack(tools.paths, service_id, image_id) as data:
+        return _restore(tools, service_id, image_id, facts, lock, data, accept_changed_files)
+
+
+def _restore(
+    tools: Tools,
+    service_id: str,
+    image_id: str,
+    facts: dict[str, Any],
+    lock: int,
+    data: putback.PutBack,
+    accept_changed_files: bool,
+) -> Running:
     image = tools.paths.image(image_id)
     work = tools.work_folder(service_id)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -81,11 +94,20 @@ def restore(
         if faults:
             raise manifest.damaged(image, faults)
         tools.step("comparing files")
-        changes = files.changes(files.read(image), facts["mounts"])
+        carried = carry.read(image, facts)
+        names = [root["path"] for root in carried]
+        changes = files.changes(files.read(image), facts["mounts"], restored=names)
         files.refuse(changes, accepted=accept_changed_files)
+        moved = [root for root in carried if not putback.is_unchanged(root, facts)]
+        if moved:
+            tools.step("putting data back")
+            faults = manifest.changed(image, facts, [carry.PACK])
+            if faults:
+                raise manifest.damaged(image, faults)
+            data.begin(moved, facts["mounts"])
         tools.step("restoring")
         with files.waived(image, changes, work / "waived") as read_from:
-            restored = _converse(tools, call, service_id, image_id, facts, work, read_from)
+            restored = _converse(tools, call, service_id, image_id, facts, work, read_from, data)
     except BaseException as error:
         call.close()
         supervision.give_up(tools.paths, service_id)
@@ -117,23 +139,27 @@ def _converse(
     facts: dict[str, Any],
     work: Path,
     read_from: Path,
+    data: putback.PutBack,
 ) -> Process | None:
     """Send CRIU the request, let nothing run before all of the image is verified, and return its init."""
     image = tools.paths.image(image_id)
     log = work / "restore.log"
     # CRIU copies the memory without looking at it, and waits for the verdict before anything runs.
     verdict: Future[list[str]] = Future()
-    large = manifest.large_files(facts)
+    large = [name for name in manifest.large_files(facts) if name != carry.PACK or not data.is_in_place]
     reader = threading.Thread(target=_judge, args=(verdict, image, facts, large), name="verify")
     reader.start()
 
     def agreed(stage: str) -> bool:
         if stage == "post-restore" and not verdict.done():
             tools.step("verifying the memory")
+        if stage != "post-restore":
+            return True
         # What nobody would watch does not begin to run, either: its connections are still held, and stay so.
-        return stage != "post-restore" or (
-            not verdict.result() and supervision.is_watched(tools.paths, service_id)
-        )
+        if verdict.result() or not supervision.is_watched(tools.paths, service_id):
+            return False
+        data.about_to_run()
+        return True
 
     try:
         with criu.folders(read_from, work) as (image_fd, work_fd):

@@ -71,6 +71,7 @@ _FIELDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "cwd": (_is_folder, "an absolute path"),
     "env": (_is_environment, "texts by their names"),
     "data": (_are_folders, "a list of absolute paths"),
+    "carry": (_are_folders, "a list of absolute paths"),
     "privileges": (_are_privileges, "cap_add and cap_drop with names of capabilities"),
     "limits": (_are_limits, "numbers by their names"),
     "binds": (_are_binds, "a list of SRC:DST[:ro] with absolute paths"),

@@ -249,6 +249,7 @@ def _spec(job: Job) -> dict[str, Any]:
         "env": service.env,
         "binds": service.binds,
         "data": service.data,
+        "carry": service.carry,
         "privileges": service.privileges,
         "limits": service.limits,
     }
@@ -274,8 +275,15 @@ def _restart(job: Job, engine: Engine) -> Outcome:
 
 def _dump(job: Job, engine: Engine) -> Outcome:
     leave_running = bool(job.options.get("leave_running"))
-    options = {name: value for name, value in job.options.items() if name != "leave_running"}
-    dumped = engine.dump(job.service_ref, job.image_id, leave_running=leave_running, options=options)
+    apart = ("leave_running", "carry")
+    options = {name: value for name, value in job.options.items() if name not in apart}
+    dumped = engine.dump(
+        job.service_ref,
+        job.image_id,
+        leave_running=leave_running,
+        options=options,
+        carry=job.options.get("carry", []),
+    )
     surely(lambda: reconcile.record_image(paths(), job.image_id, job.node))
     return Outcome(
         None if leave_running else Truth(ServiceState.DUMPED),

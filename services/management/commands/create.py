@@ -21,6 +21,7 @@ class Command(JobCommand):
         parser.add_argument("-e", "--env", action="append", default=[], metavar="K=V")
         parser.add_argument("-b", "--bind", action="append", default=[], metavar="SRC:DST[:ro]")
         parser.add_argument("--data", action="append", default=[], metavar="PATH")
+        parser.add_argument("--carry", action="append", default=[], metavar="PATH")
         parser.add_argument("--cap-add", action="append", default=[], metavar="NAME")
         parser.add_argument("--cap-drop", action="append", default=[], metavar="NAME")
         parser.add_argument("--new-privileges", action="store_true")
@@ -46,6 +47,7 @@ class Command(JobCommand):
             name=options["name"],
             binds=options["bind"],
             data=options["data"],
+            carry=options["carry"],
             privileges={
                 name: options[name] for name in ("cap_add", "cap_drop", "new_privileges", "private_tmp")
             },

@@ -18,6 +18,7 @@ class Command(JobCommand):
         parser.add_argument("service", nargs="?", default="", help="id, beginning of an id, or name")
         parser.add_argument("-t", "--pid", type=int, help="the service's process")
         parser.add_argument("--leave-running", action="store_true")
+        parser.add_argument("--carry", action="append", default=[], metavar="PATH")
 
     def work(self, **options: Any) -> None:
         pid = options["pid"]
@@ -25,7 +26,11 @@ class Command(JobCommand):
             raise bad_input("Either SERVICE or -t PID is needed.", "Name the service once.")
         service = find_service(options["service"] or f"pid:{pid}")
         job = operations.request_dump(
-            service, actor=me(), source="manage", leave_running=options["leave_running"]
+            service,
+            actor=me(),
+            source="manage",
+            leave_running=options["leave_running"],
+            carry=options["carry"],
         )
         self.run_job(
             job,

@@ -1,0 +1,396 @@
+"""Copies a service's data into an image while the service is frozen. Knows nothing of putting it back.
+
+Two files of the image hold it: `carried.json` says what there is, `carried.pack` has the content of the
+regular files, without their holes, each piece at a whole block so that a file system can share the blocks.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from worker.blocks import BLOCK, Short, copy, data, share
+from worker.durable import write_json
+from worker.errors import JobFailed, describe
+from worker.files import on_host, shown
+from worker.supervision import Running
+from worker.trees import OURS, Entry, TreeRefused, walk
+
+INDEX = "carried.json"
+PACK = "carried.pack"
+SHARED_MEMORY = "/dev/shm/"  # noqa: S108 (shm_overview(7))
+MOST_ENTRIES = 1_000_000
+_XATTRS = ("user.", "system.posix_acl_", "security.capability")
+KINDS = {stat.S_IFDIR: "folder", stat.S_IFREG: "file", stat.S_IFLNK: "link", stat.S_IFIFO: "fifo"}
+"""What is carried; sockets are made anew by who listens on them, and devices are nobody's data."""
+
+Item = dict[str, Any]
+_ENDS = {
+    "mode": 0o10000,
+    "uid": 2**32 - 1,
+    "gid": 2**32 - 1,
+    "inode": 2**64,
+    "mtime": 2**63,
+    "ctime": 2**63,
+}
+
+
+class Figures(NamedTuple):
+    """What was carried.
+
+    Attributes:
+        carry_time: microseconds.
+        carried_files: number of regular files.
+        carried_bytes: of their content, holes left out.
+        shared_bytes: of these, what takes no room in the pool, for its blocks are shared.
+        carry_skipped: number of sockets and devices that were left out.
+    """
+
+    carry_time: int = 0
+    carried_files: int = 0
+    carried_bytes: int = 0
+    shared_bytes: int = 0
+    carry_skipped: int = 0
+
+
+class Data(NamedTuple):
+    """What of the disk belongs to a service, in paths as it sees them.
+
+    Attributes:
+        compared: what a restore compares with what it was.
+        carried: what the image holds, none inside another.
+        owner: uid of the service's user.
+    """
+
+    compared: list[str]
+    carried: list[str]
+    owner: int
+
+
+def outermost(paths: Iterable[str]) -> list[str]:
+    """Return `paths` without those that lie in another of them."""
+    found: list[str] = []
+    for path in sorted(set(paths)):
+        if not any(path.startswith(other + "/") for other in found):
+            found.append(path)
+    return found
+
+
+def shared_memory(record: Mapping[str, Any], mounts: Iterable[Sequence[str]], data: Data) -> list[str]:
+    """Return the files of POSIX shared memory that a service holds: memory in truth, so its image holds them.
+
+    Args:
+        record: what `files.record` returned.
+        mounts: (target, source) of what the service sees.
+        data: of the service.
+    """
+    mounts = list(mounts)
+    return [
+        known["path"]
+        for known in record["open"]
+        if known["path"].startswith(SHARED_MEMORY)
+        and known["writes"]
+        and outermost([*data.carried, known["path"]]) != data.carried
+        and data.owner in (0, os.lstat(on_host(mounts, known["path"])).st_uid)
+    ]
+
+
+def check(running: Running, path: str, owner: int, forbidden: Iterable[Path]) -> int:
+    """Make sure that a declared path may be looked at and carried, and return the bytes it takes on its disk.
+
+    Whoever may make services must not read or replace by way of root what the service's own user may not.
+
+    Args:
+        running: the service.
+        path: as it sees it.
+        owner: uid of the service's user.
+        forbidden: folders of our own.
+
+    Raises:
+        JobFailed: it is missing, belongs to somebody else, leads over a link, or is ours.
+    """
+    place = on_host(running.mounts, path)
+    for ours in map(str, forbidden):
+        if f"{ours}/".startswith(f"{place}/") or f"{place}/".startswith(f"{ours}/"):
+            raise _refused(f"{shown(path)} holds files of Miehistö's own.")
+    try:
+        size = 0
+        for number, entry in enumerate(walk(place)):
+            if number > MOST_ENTRIES:
+                raise _refused(f"{shown(path)} holds more than {MOST_ENTRIES} files and folders.")
+            if not entry.path:
+                _check_root(path, entry.status, owner)
+                _require_seen(running, path, entry.status)
+            if stat.S_ISREG(entry.status.st_mode):
+                size += entry.status.st_blocks * 512
+    except FileNotFoundError:
+        raise JobFailed(
+            "data_missing",
+            f"{shown(path)}, which was declared to be the service's data, is not there.",
+            "Create it, or declare its data anew (mhctl service create --data, --carry).",
+        ) from None
+    except TreeRefused as refusal:
+        raise _refused(shown(str(refusal))) from None
+    except OSError as error:
+        raise _refused(f"{shown(path)} cannot be read: {shown(describe(error))}.") from None
+    return size
+
+
+def _check_root(path: str, status: os.stat_result, owner: int) -> None:
+    if KINDS.get(stat.S_IFMT(status.st_mode)) not in {"folder", "file"}:
+        raise _refused(f"{shown(path)} is neither a folder nor a regular file.")
+    if owner not in (0, status.st_uid):
+        raise _refused(f"{shown(path)} does not belong to the service's user.")
+
+
+def _require_seen(running: Running, path: str, status: os.stat_result) -> None:
+    """A service may have a /tmp of its own, or may have mounted something."""
+    seen = os.stat(f"/proc/{running.init.pid}/root{path}")
+    if (seen.st_dev, seen.st_ino) != (status.st_dev, status.st_ino):
+        raise _refused(f"The service sees another {shown(path)} than the host.")
+
+
+def _refused(why: str) -> JobFailed:
+    return JobFailed("data_refused", why, "Name a folder or file of the service's own (--data, --carry).")
+
+
+def pack(image: Path, paths: Sequence[str], mounts: Iterable[Sequence[str]], owner: int) -> Figures:
+    """Copy data of a frozen service into the folder of its image.
+
+    Args:
+        image: the folder, which has nothing of the kind yet.
+        paths: absolute paths as the service sees them, none inside another.
+        mounts: (target, source) of what the service sees.
+        owner: uid of the service's user.
+
+    Raises:
+        TreeRefused: what is found there is not carried; its text says why.
+        OSError: the pool is full, or a file cannot be read.
+    """
+    began = time.monotonic()
+    mounts = list(mounts)
+    roots = []
+    with _Pack(image / PACK) as content:
+        for path in paths:
+            place = on_host(mounts, path)
+            roots.append({"path": path, "items": list(_items(place, path, owner, content))})
+        figures = content.figures
+    write_json(image / INDEX, {"roots": roots}, durable=False)
+    return figures._replace(carry_time=round((time.monotonic() - began) * 1e6))
+
+
+def _items(place: str, path: str, owner: int, content: _Pack) -> Iterator[Item]:
+    linked: dict[tuple[int, int], str] = {}
+    for number, entry in enumerate(walk(place, leave_out=(OURS,))):
+        if number > MOST_ENTRIES:
+            raise TreeRefused(f"{shown(path)} holds more than {MOST_ENTRIES} files and folders.")
+        status = entry.status
+        if not entry.path and owner not in (0, status.st_uid):
+            raise TreeRefused(f"{shown(path)} does not belong to the service's user.")
+        kind = KINDS.get(stat.S_IFMT(status.st_mode))
+        if kind is None:
+            content.skip()
+            continue
+        item: Item = {
+            "path": entry.path,
+            "kind": kind,
+            "mode": stat.S_IMODE(status.st_mode),
+            "uid": status.st_uid,
+            "gid": status.st_gid,
+            "mtime": status.st_mtime_ns,
+            "ctime": status.st_ctime_ns,
+            "inode": status.st_ino,
+        }
+        same = (status.st_dev, status.st_ino)
+        if kind == "link":
+            with contextlib.suppress(FileNotFoundError):
+                yield {**item, "target": os.readlink(entry.name, dir_fd=entry.folder)}
+            continue
+        if kind == "file" and status.st_nlink > 1:
+            if same in linked:
+                yield {**item, "same_as": linked[same]}
+                continue
+            linked[same] = entry.path
+        if kind == "file":
+            item |= _file(entry, content)
+        elif kind == "folder":
+            descriptor = os.open(
+                entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=entry.folder
+            )
+            try:
+                item["xattrs"] = xattrs(descriptor)
+            finally:
+                os.close(descriptor)
+        yield item
+
+
+def _file(entry: Entry, content: _Pack) -> Item:
+    """Add the content of a regular file to the pack, which must be what was looked at and stand still."""
+    # O_NONBLOCK: should it be a FIFO by now, this must not wait for a writer.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        source = os.open(entry.name, flags | os.O_NOATIME, dir_fd=entry.folder)
+    except PermissionError:
+        source = os.open(entry.name, flags, dir_fd=entry.folder)
+    try:
+        if not _is_same(entry.status, os.fstat(source)):
+            raise _moving(entry)
+        pieces = content.add(source, entry.status.st_size)
+        found = {"size": entry.status.st_size, "pieces": pieces, "xattrs": xattrs(source)}
+        if not _is_same(entry.status, os.fstat(source)):
+            raise _moving(entry)
+        return found
+    except Short:
+        raise _moving(entry) from None
+    finally:
+        os.close(source)
+
+
+def _is_same(one: os.stat_result, other: os.stat_result) -> bool:
+    return all(
+        getattr(one, name) == getattr(other, name)
+        for name in ("st_mode", "st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
+    )
+
+
+def _moving(entry: Entry) -> TreeRefused:
+    name = shown(entry.path or entry.name)
+    return TreeRefused(f"{name} was changed while it was copied, by a process outside the service.")
+
+
+def xattrs(descriptor: int) -> dict[str, str]:
+    """Return the extended attributes that mean something to programs, in base64."""
+    found = {}
+    with contextlib.suppress(OSError):  # a file system without
+        for name in os.listxattr(descriptor):
+            if name.startswith(_XATTRS):
+                found[name] = base64.b64encode(os.getxattr(descriptor, name)).decode()
+    return found
+
+
+class _Pack:
+    """The file that content is added to."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._end = 0
+        self.figures = Figures()
+
+    def __enter__(self) -> _Pack:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+    def skip(self) -> None:
+        """Count what is left out."""
+        self.figures = self.figures._replace(carry_skipped=self.figures.carry_skipped + 1)
+
+    def add(self, source: int, size: int) -> list[list[int]]:
+        """Add a file's content and return its pieces: where in the file, where in the pack, how long."""
+        pieces = []
+        copied = shared = 0
+        for at, length in data(source, size):
+            self._end += -self._end % BLOCK
+            whole = not length % BLOCK or at + length == size
+            if whole and share(source, at, self._file, self._end, length):
+                shared += length
+            else:
+                copy(source, at, self._file, self._end, length)
+            pieces.append([at, self._end, length])
+            self._end += length
+            copied += length
+        known = self.figures
+        self.figures = known._replace(
+            carried_files=known.carried_files + 1,
+            carried_bytes=known.carried_bytes + copied,
+            shared_bytes=known.shared_bytes + shared,
+        )
+        return pieces
+
+
+def read(image: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what an image carries: a dict a path, with `path` and `items`; empty if it carries nothing.
+
+    Args:
+        facts: its manifest.
+
+    Raises:
+        JobFailed: the index is not one that `pack` writes.
+    """
+    names = [*facts.get("carried", []), *facts.get("shared_memory", [])]
+    if not names:
+        return []
+    try:
+        with (image / INDEX).open("rb") as file:
+            roots = json.load(file)["roots"]
+        if [root["path"] for root in roots] != names:
+            raise ValueError("the manifest names other paths")
+        size = (image / PACK).stat().st_size
+        for root in roots:
+            _check_root_of_index(root["path"], root["items"])
+            contents: set[str] = set()
+            for number, item in enumerate(root["items"]):
+                _check_item(item, number == 0, contents, size)
+    except (AttributeError, IndexError, KeyError, OSError, TypeError, ValueError) as error:
+        raise JobFailed(
+            "image_damaged",
+            f"The image's list of carried data ({INDEX}) cannot be used: {error}.",
+            "Restore another image of this service.",
+        ) from None
+    found: list[dict[str, Any]] = roots
+    return found
+
+
+def _check_root_of_index(path: Any, items: list[Item]) -> None:
+    if not isinstance(path, str) or not path.startswith("/"):
+        raise ValueError("a path is not absolute")
+    if items[0]["kind"] not in {"folder", "file"} or (items[0]["kind"] == "file" and len(items) > 1):
+        raise ValueError("a kind is out of place")
+
+
+def _check_item(item: Item, first: bool, contents: set[str], size: int) -> None:
+    """Refuse, by a ValueError, what would lead out of its folder or out of the pack.
+
+    Args:
+        contents: the paths of the files so far; added to.
+        size: of the pack, in bytes.
+    """
+    path, kind = item["path"], item["kind"]
+    parts = path.split("/")
+    if first != (path == "") or "\0" in path or parts[0].startswith(OURS):
+        raise ValueError("a path is out of place")
+    if not first and {"", ".", ".."} & set(parts):
+        raise ValueError("a path leads out of its folder")
+    if kind not in KINDS.values():
+        raise ValueError("a kind is unknown")
+    for name, end in _ENDS.items():
+        _check_number(abs(item[name]) if name.endswith("time") else item[name], end)
+    if kind == "link" and (not item["target"] or "\0" in item["target"]):
+        raise ValueError("a link leads nowhere")
+    if "same_as" in item and item["same_as"] not in contents:
+        raise ValueError("a hard link leads nowhere")
+    if kind == "file" and "same_as" not in item:
+        contents.add(path)
+        _check_number(item["size"], 2**63)
+        for piece in item["pieces"]:
+            at, begin, length = (_check_number(value, 2**63) for value in piece)
+            if at + length > item["size"] or begin + length > size:
+                raise ValueError("a piece is out of bounds")
+    for name, value in item.get("xattrs", {}).items():
+        if not name.startswith(_XATTRS) or "\0" in name:
+            raise ValueError("an attribute is not carried")
+        base64.b64decode(value, validate=True)
+
+
+def _check_number(value: Any, end: int) -> int:
+    if type(value) is not int or not 0 <= value < end:
+        raise ValueError("a number is out of bounds")
+    return value
