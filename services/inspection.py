@@ -24,6 +24,8 @@ def request_check_service(
     """
     require_operator(actor)
     asked = criu_options.checked(JobKind.CHECK_SERVICE, options or {})
+    if asked.get("carry"):
+        require_account(actor, service.user, service.group)
     if service.state is not ServiceState.RUNNING:
         raise Problem(
             "service_not_running",

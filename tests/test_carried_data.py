@@ -20,7 +20,7 @@ import pytest
 
 from tests.servers import PostgreSQL, Redis, program, started
 from tests.stack import Stack, eventually, free_port
-from worker import carry, putback
+from worker import carry, carry_rights, putback
 from worker.errors import JobFailed
 from worker.paths import Paths
 
@@ -166,6 +166,8 @@ def test_only_what_is_the_services_own_is_carried(stack: Stack, folder: Path) ->
         listening.bind(str(data / "socket"))
     os.mknod(data / "device", 0o666 | 0o020000, os.makedev(1, 3))
     os.mkfifo(data / "fifo")
+    for name in ("own", "fifo"):
+        os.chown(data / name, 65534, 65534, follow_symlinks=False)
 
     def refusal(path: object) -> str:
         answer = stack.mhctl("service", "dump", service, "--carry", str(path), "--json", check=False)
@@ -179,6 +181,10 @@ def test_only_what_is_the_services_own_is_carried(stack: Stack, folder: Path) ->
     assert "neither a folder nor a regular file" in refusal(data / "own")
     assert "of Miehistö's own" in refusal(stack.folder)
     assert "is not there" in refusal(folder / "nowhere")
+
+    (data / "of-root").touch()
+    assert "of-root does not belong" in refusal(data)
+    (data / "of-root").unlink()
 
     image = stack.dump(service, "--leave-running", "--carry", str(data))
     path = stack.state / "images" / image
@@ -312,6 +318,8 @@ def test_what_dies_half_way_through_putting_back_is_gone_back_on(folder: Path, d
         {"path": "../out"},
         {"path": "/etc/out"},
         {"path": "deep/../../out"},
+        {"path": "own/out"},
+        {"path": "nowhere/out"},
         {"kind": "device"},
         {"same_as": "../../../etc/hostname"},
         {"pieces": [[0, 1 << 40, 8]]},
@@ -334,3 +342,26 @@ def test_a_list_that_leads_elsewhere_is_not_believed(
     (folder / carry.INDEX).write_text(json.dumps(index))
     with pytest.raises(JobFailed, match="cannot be used"):
         carry.read(folder, {"carried": [str(data)]})
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"uid": 0, "mode": 0o4755}, "belongs to user 0"),
+        ({"gid": 42, "mode": 0o2755}, "the rights of group 42"),
+        ({"xattrs": {"security.capability": "AQAAAoAAAAAAAAAAAAAAAAAAAAA="}}, "give capabilities"),
+    ],
+)
+def test_a_strangers_list_gives_nobody_rights(
+    folder: Path, data: Path, change: dict[str, Any], why: str
+) -> None:
+    """Root's worker puts back for a service what its user could have made, and no more."""
+    for path in (data, *data.rglob("*")):
+        os.chown(path, 65534, 65534, follow_symlinks=False)
+    carry.pack(folder, [str(data)], [], 65534)
+    roots = carry.read(folder, {"carried": [str(data)]})
+    carry_rights.check(roots, {"user": "nobody"})
+    next(item for item in roots[0]["items"] if item["path"] == "book").update(change)
+    carry_rights.check(roots, {"user": "root"})
+    with pytest.raises(JobFailed, match=why):
+        carry_rights.check(roots, {"user": "nobody"})

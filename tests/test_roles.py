@@ -73,6 +73,16 @@ ACTS: list[tuple[str, str, Callable[[User], object]]] = [
     ("create for a number in a group of others", "admin", lambda who: create(who, user="71234", group="42")),
     ("create with a bind", "admin", lambda who: create(who, binds=["/tmp/sudoers:/etc/sudoers"])),
     ("start root's", "admin", lambda who: operations.request_start(stopped("root"), actor=who, **ASKED)),
+    (
+        "dump with data",
+        "operator",
+        lambda who: operations.request_dump(running(), actor=who, carry=["/srv"], **ASKED),
+    ),
+    (
+        "dump root's with data",
+        "admin",
+        lambda who: operations.request_dump(running("root"), actor=who, carry=["/etc"], **ASKED),
+    ),
     ("restart root's", "admin", lambda who: operations.request_restart(running("root"), actor=who, **ASKED)),
     (
         "restore root's",

@@ -126,8 +126,9 @@ def check(running: Running, path: str, owner: int, forbidden: Iterable[Path]) ->
             if number > MOST_ENTRIES:
                 raise _refused(f"{shown(path)} holds more than {MOST_ENTRIES} files and folders.")
             if not entry.path:
-                _check_root(path, entry.status, owner)
+                _check_root(path, entry.status)
                 _require_seen(running, path, entry.status)
+            _check_owner(path, entry, owner)
             if stat.S_ISREG(entry.status.st_mode):
                 size += entry.status.st_blocks * 512
     except FileNotFoundError:
@@ -143,11 +144,16 @@ def check(running: Running, path: str, owner: int, forbidden: Iterable[Path]) ->
     return size
 
 
-def _check_root(path: str, status: os.stat_result, owner: int) -> None:
+def _check_root(path: str, status: os.stat_result) -> None:
     if KINDS.get(stat.S_IFMT(status.st_mode)) not in {"folder", "file"}:
         raise _refused(f"{shown(path)} is neither a folder nor a regular file.")
-    if owner not in (0, status.st_uid):
-        raise _refused(f"{shown(path)} does not belong to the service's user.")
+
+
+def _check_owner(path: str, entry: Entry, owner: int) -> None:
+    """Refuse what its user could neither read nor make again, but what is not carried anyway."""
+    if owner not in (0, entry.status.st_uid) and stat.S_IFMT(entry.status.st_mode) in KINDS:
+        place = shown(f"{path}/{entry.path}".rstrip("/"))
+        raise TreeRefused(f"{place} does not belong to the service's user.")
 
 
 def _require_seen(running: Running, path: str, status: os.stat_result) -> None:
@@ -192,8 +198,7 @@ def _items(place: str, path: str, owner: int, content: _Pack) -> Iterator[Item]:
         if number > MOST_ENTRIES:
             raise TreeRefused(f"{shown(path)} holds more than {MOST_ENTRIES} files and folders.")
         status = entry.status
-        if not entry.path and owner not in (0, status.st_uid):
-            raise TreeRefused(f"{shown(path)} does not belong to the service's user.")
+        _check_owner(path, entry, owner)
         kind = KINDS.get(stat.S_IFMT(status.st_mode))
         if kind is None:
             content.skip()
@@ -337,9 +342,13 @@ def read(image: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
         for root in roots:
             _check_root_of_index(root["path"], root["items"])
             contents: set[str] = set()
+            folders: set[str] = set()
             for number, item in enumerate(root["items"]):
-                _check_item(item, number == 0, contents, size)
-    except (AttributeError, IndexError, KeyError, OSError, TypeError, ValueError) as error:
+                _check_item(item, number == 0, contents, folders, size)
+        pieces = [piece for root in roots for item in root["items"] for piece in item.get("pieces", [])]
+        if sum(length for _, _, length in pieces) > size:
+            raise ValueError("a piece is used twice")
+    except (AttributeError, IndexError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
         raise JobFailed(
             "image_damaged",
             f"The image's list of carried data ({INDEX}) cannot be used: {error}.",
@@ -356,21 +365,19 @@ def _check_root_of_index(path: Any, items: list[Item]) -> None:
         raise ValueError("a kind is out of place")
 
 
-def _check_item(item: Item, first: bool, contents: set[str], size: int) -> None:
+def _check_item(item: Item, first: bool, contents: set[str], folders: set[str], size: int) -> None:
     """Refuse, by a ValueError, what would lead out of its folder or out of the pack.
 
     Args:
-        contents: the paths of the files so far; added to.
+        contents, folders: the paths of the files and of the folders so far; added to.
         size: of the pack, in bytes.
     """
     path, kind = item["path"], item["kind"]
-    parts = path.split("/")
-    if first != (path == "") or "\0" in path or parts[0].startswith(OURS):
-        raise ValueError("a path is out of place")
-    if not first and {"", ".", ".."} & set(parts):
-        raise ValueError("a path leads out of its folder")
+    _check_place(path, first, folders)
     if kind not in KINDS.values():
         raise ValueError("a kind is unknown")
+    if kind == "folder":
+        folders.add(path)
     for name, end in _ENDS.items():
         _check_number(abs(item[name]) if name.endswith("time") else item[name], end)
     if kind == "link" and (not item["target"] or "\0" in item["target"]):
@@ -388,6 +395,17 @@ def _check_item(item: Item, first: bool, contents: set[str], size: int) -> None:
         if not name.startswith(_XATTRS) or "\0" in name:
             raise ValueError("an attribute is not carried")
         base64.b64decode(value, validate=True)
+
+
+def _check_place(path: str, first: bool, folders: set[str]) -> None:
+    parts = path.split("/")
+    if first != (path == "") or "\0" in path or parts[0].startswith(OURS):
+        raise ValueError("a path is out of place")
+    if not first and {"", ".", ".."} & set(parts):
+        raise ValueError("a path leads out of its folder")
+    # A link would lead anywhere.
+    if not first and "/".join(parts[:-1]) not in folders:
+        raise ValueError("a path leads over what is no folder")
 
 
 def _check_number(value: Any, end: int) -> int:

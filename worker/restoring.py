@@ -17,7 +17,18 @@ from typing import Any
 
 import pycriu.rpc_pb2 as rpc
 
-from worker import carry, connections, criu, files, manifest, mending, putback, supervision, warm
+from worker import (
+    carry,
+    carry_rights,
+    connections,
+    criu,
+    files,
+    manifest,
+    mending,
+    putback,
+    supervision,
+    warm,
+)
 from worker.errors import JobFailed
 from worker.explaining import explained
 from worker.process import Process
@@ -95,6 +106,8 @@ def _restore(
             raise manifest.damaged(image, faults)
         tools.step("comparing files")
         carried = carry.read(image, facts)
+        if carried:
+            carry_rights.check(carried, facts["spec"])
         names = [root["path"] for root in carried]
         changes = files.changes(files.read(image), facts["mounts"], restored=names)
         files.refuse(changes, accepted=accept_changed_files)
