@@ -281,6 +281,12 @@ def test_what_dies_half_way_through_putting_back_is_gone_back_on(folder: Path, d
     (data / "newer").write_text("kept")
     before = listing(data)
 
+    began = time.monotonic()
+    with contextlib.suppress(InterruptedError), putback.PutBack(paths, service, image) as under_way:
+        under_way.begin(carry.read(paths.image(image), facts), [])
+        raise InterruptedError
+    lasts = time.monotonic() - began
+
     reached = set()
     for _ in range(20):
         child = os.fork()
@@ -289,7 +295,7 @@ def test_what_dies_half_way_through_putting_back_is_gone_back_on(folder: Path, d
                 under_way.begin(carry.read(paths.image(image), facts), [])
                 under_way.about_to_run()
                 signal.pause()
-        time.sleep(moments.uniform(0.001, 0.12))
+        time.sleep(moments.uniform(0.001, 1.2 * lasts))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         journal = paths.spec(service).with_name("putback.json")
