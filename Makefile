@@ -6,13 +6,14 @@ UNITDIR ?= $(PREFIX)/lib/systemd/system
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: help setup setup-dev install uninstall wheel-mhctl lint test test-api audit test-faults test-compose fuzz screenshots demo bench bench-peers docs lock clean
+.PHONY: help setup setup-dev install uninstall wheel-mhctl deb lint test test-api audit test-faults test-compose test-deb fuzz screenshots demo bench bench-peers docs lock clean
 
 help:
 	@echo "make setup        everything Miehistö needs on this Debian 12 or 13 (as root)"
 	@echo "make demo         the walk-through, for real, on this machine"
 	@echo "make install      commands into $(BINDIR), systemd's units, /etc/miehisto; make uninstall removes them"
 	@echo "make wheel-mhctl  a wheel with mhctl alone, for a laptop, into dist/"
+	@echo "make deb          a Debian package for this release, into dist/; make test-deb installs and purges it"
 	@echo "make test         linters, types, migrations and all tests (PYTEST_ARGS='-k word' for some)"
 	@echo "make test-faults  kill, damage and fill what can be, as often as docs/reliability.md tells (hours)"
 	@echo "make fuzz         shape archives, images and states for a minute each (FUZZ_ARGS='--seconds 600')"
@@ -36,6 +37,10 @@ install uninstall:
 wheel-mhctl:
 	@cd packaging/mhctl && $(CURDIR)/$(PYTHON) -m hatchling build --target wheel --directory $(CURDIR)/dist
 
+# For the Debian release that this host runs.
+deb: setup
+	@$(PYTHON) -B -m scripts.deb
+
 lint:
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
@@ -55,6 +60,9 @@ test-faults: setup-dev
 
 test-compose: setup-dev
 	$(PYTHON) -m pytest tests/compose
+
+test-deb: setup-dev
+	$(PYTHON) -m pytest tests/deb
 
 # Many more requests than in `make test`, other ones each time.
 test-api: setup-dev

@@ -68,7 +68,7 @@ def find_criu(prefix: Path, codename: str, probe: Probe) -> Criu:
             reason = str(error)
         if not reason and pycriu is not None:
             _forget_kernel_probe()
-            _point(prefix / "bin/criu", candidate)
+            point(prefix / "bin/criu", candidate)
             return Criu(candidate, pycriu, version)
         if pycriu is not None and pycriu.parent == prefix and pycriu.name.startswith("pycriu-"):
             shutil.rmtree(pycriu)
@@ -267,7 +267,7 @@ def _forget_kernel_probe() -> None:
     KDAT.unlink(missing_ok=True)
 
 
-def _point(link: Path, target: Path) -> None:
+def point(link: Path, target: Path) -> None:
     """Make `link` a symbolic link to `target` in one step."""
     link.parent.mkdir(parents=True, exist_ok=True)
     if link.is_symlink() and link.readlink() == target:

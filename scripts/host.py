@@ -32,6 +32,7 @@ TEST_PACKAGES = (
     "chromium",
     "curl",
     "git",
+    "lintian",
     "memcached",
     "nodejs",
     "postgresql",

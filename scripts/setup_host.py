@@ -96,14 +96,14 @@ class Setup:
         linked = (site_packages(self.venv) / "pycriu/__init__.py").exists()
         if linked and link.exists() and self.stamps.fresh("criu", inputs_digest(self.prefix)):
             return f"{criu_version(link)} passed the probe before, {link.resolve()}"
-        found = find_criu(self.prefix, self.codename, (lambda *_: "") if self.image else self._probe)
+        found = find_criu(self.prefix, self.codename, (lambda *_: "") if self.image else self.probe)
         link_pycriu(self.venv, found.pycriu_folder)
         if self.image:
             return f"{found.version}, {found.binary}; `mhctl check` probes it where it runs"
         self.stamps.done("criu", inputs_digest(self.prefix))
         return f"{found.version} dumped and restored the probe, {found.binary}"
 
-    def _probe(self, binary: Path, pycriu: Path) -> str:
+    def probe(self, binary: Path, pycriu: Path) -> str:
         """Really dump and restore a process with this CRIU; return "" or the reason of the failure."""
         try:
             run(
@@ -139,7 +139,7 @@ def _tell(step: str, text: str) -> None:
 
 
 @contextmanager
-def _alone(prefix: Path) -> Iterator[None]:
+def alone(prefix: Path) -> Iterator[None]:
     """Wait until no other set-up, of another checkout perhaps, works below the same prefix."""
     prefix.mkdir(parents=True, exist_ok=True)
     with (prefix / ".lock").open("a") as lock:
@@ -163,7 +163,7 @@ def main() -> int:
     try:
         setup = Setup(dev=options.dev, image=options.image)
         codename = check_host()
-        with _alone(setup.prefix):
+        with alone(setup.prefix):
             setup.run(codename)
     except SetupError as error:
         say(f"set-up stopped: {error}")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from scripts import install
+from scripts.with_settings import settings_in
 from tests.stack import CHECKOUT, Stack, eventually
 from worker import orphans, policy
 
@@ -185,3 +186,12 @@ def test_mhctl_alone_drives_a_node_from_a_laptop(laptop: Path, stack: Stack, tmp
     image = mhctl("service", "dump", service).strip().rpartition("/")[2]
     assert mhctl("service", "restore", "--from", image).strip() == image
     assert eventually(lambda: stack.show("service", service)["status"] == "running")
+
+
+def test_settings_of_the_units_are_read_as_systemd_reads_them() -> None:
+    text = "# a comment\n; another\n\nMIEHISTO_BIND=127.0.0.1:1\n DATABASE_URL = 'postgres://a@b/c?d=e'\nEMPTY=\n"
+    assert settings_in(text) == {
+        "MIEHISTO_BIND": "127.0.0.1:1",
+        "DATABASE_URL": "postgres://a@b/c?d=e",
+        "EMPTY": "",
+    }

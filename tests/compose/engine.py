@@ -9,20 +9,16 @@ that docker-compose.yml uses.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from scripts.apt_sources import for_suite, host_sources
-from scripts.host import check_host, install_packages
+from tests.debian_root import apt, bootstrap, forbid_starts, kept, run
 
-CACHE = Path(os.environ.get("MIEHISTO_TEST_CACHE", "/var/cache/miehisto-tests"))
 _SUITE = "trixie"
 _ENGINE = ("docker.io", "docker-cli", "docker-compose", "iptables")
-_NO_STARTS = "#!/bin/sh\nexit 101\n"
 
 _POSTGRES = """FROM debian:trixie-slim
 RUN apt-get update -q && apt-get install -q -y --no-install-recommends postgresql-17 && apt-get clean
@@ -67,63 +63,18 @@ exec dockerd --data-root "$STATE/data" --exec-root "$STATE/exec" -H "unix://$STA
 """
 
 
-def run(*words: str | Path, timeout: float = 600, **env: str) -> str:
-    """Return what a program printed.
-
-    Raises:
-        AssertionError: it failed.
-    """
-    done = subprocess.run(
-        words,
-        env=os.environ | env,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=timeout,
-        check=False,
-    )
-    assert done.returncode == 0, f"{words}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
-
-
 def root_folder() -> Path:
     """Return the folder with Debian and the engine in it, made at the first call on a machine."""
-    goal = CACHE / f"engine-{_SUITE}"
-    if goal.exists():
-        return goal
-    install_packages(["debootstrap"])
-    source = for_suite(host_sources(), check_host(), _SUITE)
-    assert source is not None, "/etc/apt names no Debian mirror"
-    partial = CACHE / f".engine-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    root = partial / "root"
-    try:
-        run("debootstrap", "--variant=minbase", "--include=ca-certificates", _SUITE, root, source.uri)
-        shutil.copy("/etc/ssl/certs/ca-certificates.crt", root / "etc/ssl/certs/ca-certificates.crt")
-        dates = run("apt-config", "dump", "Acquire::Check-Valid-Until")
-        (root / "etc/apt/apt.conf.d/99host").write_text(dates)
-        shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
-        run("tar", "-C", root, "-cf", partial / "base.tar", ".")
-        starts = root / "usr/sbin/policy-rc.d"
-        starts.write_text(_NO_STARTS)
-        starts.chmod(0o755)
-        apt: list[str | Path] = [
-            "chroot",
-            root,
-            "env",
-            "DEBIAN_FRONTEND=noninteractive",
-            "apt-get",
-            "-q",
-            "-y",
-        ]
-        run(*apt, "update")
-        run(*apt, "install", "--no-install-recommends", *_ENGINE)
-        partial.rename(goal)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return goal
+    return kept(f"engine-{_SUITE}", _make_root)
+
+
+def _make_root(folder: Path) -> None:
+    root = folder / "root"
+    bootstrap(_SUITE, root)
+    run("tar", "-C", root, "-cf", folder / "base.tar", ".")
+    forbid_starts(root)
+    apt(root, "update")
+    apt(root, "install", "--no-install-recommends", *_ENGINE)
 
 
 class Engine:
