@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from services.models import Service, new_id
-from worker import booting, commands, programs, supervision
+from worker import booting, commands, encryption, findings, programs, scanning, supervision
+from worker.errors import JobFailed
 from worker.paths import Paths
 from worker.process import Process
 from worker.runmh.launch import Account
@@ -108,3 +109,19 @@ def test_only_root_can_have_a_supervisor_that_was_forgotten(
     with running(*command, executable="/bin/sleep", user=user, group=0, extra_groups=[]) as feigned:
         found = booting._survivor(paths, service)
         assert (found is not None and found.pid == feigned.pid) is believed
+
+
+def test_no_recipient_names_a_program() -> None:
+    """age runs the plugin that stands between two ones (age(1))."""
+    with pytest.raises(JobFailed, match="no recipient"):
+        encryption.to_write(["age1evil1" + "q" * 50], [])
+    assert encryption.to_write(["age1" + "q" * 58], [])
+
+
+def test_a_look_at_a_service_tells_no_more_than_can_be_read() -> None:
+    found = [findings.connections(1, False), *(findings.io_uring(pid) for pid in range(1000))]
+    told = scanning._verdict(found)
+    assert told["verdict"] == "no"
+    assert "999 more reasons" in told["sentence"]
+    assert {each["severity"] for each in told["findings"]} == {"refusal"}
+    assert len(told["findings"]) == 200

@@ -18,7 +18,8 @@ _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _AGE_MAGIC = b"age-encryption.org/"
 MAGIC_BYTES = len(_AGE_MAGIC)
 
-_AGE_RECIPIENT = re.compile(r"age1[0-9a-z]{20,120}\Z|ssh-(ed25519|rsa) [A-Za-z0-9+/=]{40,2000}\Z")
+# In Bech32 (BIP 173). A second 1 would name a plugin, a program that age would run.
+_AGE_RECIPIENT = re.compile(r"age1[02-9ac-hj-np-z]{20,120}\Z|ssh-(ed25519|rsa) [A-Za-z0-9+/=]{40,2000}\Z")
 _GPG_RECIPIENT = re.compile(r"[A-Za-z0-9<][A-Za-z0-9._%+@<> -]{2,200}\Z")
 
 

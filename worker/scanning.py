@@ -24,6 +24,7 @@ _SECOND_LOOK = 0.05
 _FIXED = 64 * 1024
 _A_PROCESS = 24 * 1024
 """Bytes of an image besides its memory, as seen of CRIU 4.2.1."""
+_MOST_FINDINGS = 200
 _FILES, _FILES_A_PROCESS = 24, 6
 """Files of an image, as seen."""
 
@@ -114,7 +115,8 @@ def _verdict(found: Iterable[Finding]) -> dict[str, Any]:
         "verdict": verdict,
         "sentence": sentence,
         "options": options,
-        "findings": [each.as_dict() for each in ordered],
+        # A service can have a finding for each of half a million descriptors; the worst come first.
+        "findings": [each.as_dict() for each in ordered[:_MOST_FINDINGS]],
     }
 
 
