@@ -1,5 +1,6 @@
 """The plain pages: who may see them, what they show, what their forms do."""
 
+import gzip
 import re
 
 import pytest
@@ -41,6 +42,21 @@ def test_logging_in_and_out() -> None:
     assert b"No services yet" in answer.content
     assert client.post("/logout/", csrf(client, "/")).status_code == 302
     assert client.get("/").status_code == 302
+
+
+def test_styles_and_scripts_are_sent_packed_to_whoever_takes_that() -> None:
+    for path in ("/static/miehisto.css", "/static/miehisto.js", "/static/icons.svg"):
+        plain = Client().get(path)
+        assert "Content-Encoding" not in plain and plain["Vary"] == "Accept-Encoding"
+        assert "Content-Encoding" not in Client().get(path, HTTP_ACCEPT_ENCODING="br, gzip;q=0")
+        packed = Client().get(path, HTTP_ACCEPT_ENCODING="gzip, deflate, br")
+        assert (packed["Content-Encoding"], packed["Vary"]) == ("gzip", "Accept-Encoding")
+        assert int(packed["Content-Length"]) == len(packed.content) < len(plain.content) / 2
+        assert gzip.decompress(packed.content) == plain.content
+        again = Client().get(
+            path, HTTP_IF_MODIFIED_SINCE=packed["Last-Modified"], HTTP_ACCEPT_ENCODING="gzip"
+        )
+        assert (again.status_code, again.content) == (304, b"")
 
 
 def test_a_dump_by_a_button(browser: Client) -> None:
