@@ -14,8 +14,8 @@ from dashboard.acting import action
 from dashboard.page import Context, Look, page, user_of_page
 from dashboard.tables import Column, Filter, begins, search_of, table
 from services.actors import require_admin
+from services.auditing import ACTIONS, SOURCES
 from services.models import AuditEvent, AuditOutcome
-from services.states import JobKind
 
 COLUMNS = (
     Column("When", "when"),
@@ -26,8 +26,6 @@ COLUMNS = (
     Column("How it ended"),
 )
 ORDERS = {"when": ("id",)}
-ACTIONS = (*(kind.value for kind in JobKind), "cancel", "rename", "show_env", "login", "change_password")
-SOURCES = ("web", "api", "mhctl", "manage", "schedule")
 MOST_ROWS = 100_000  # of one CSV file
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")

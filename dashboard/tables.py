@@ -14,7 +14,7 @@ from services.references import HEX_PREFIX
 M = TypeVar("M", bound=Model)
 
 ROWS = 50
-MOST_COUNTED = 10_000  # counting on would cost more than it tells
+MOST_COUNTED = 2_000  # counting on would cost more than it tells
 MOST_PAGES = 2_000
 MOST_SEARCHED = 200  # characters
 

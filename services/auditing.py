@@ -13,6 +13,20 @@ from django.utils import timezone
 
 from services.actors import Actor, name_of
 from services.models import AuditEvent, AuditOutcome
+from services.states import JobKind
+
+# The words that a record can have; who looks for one need not ask a table that only grows.
+ACTIONS = (
+    *(kind.value for kind in JobKind),
+    "cancel",
+    "rename",
+    "show_env",
+    "login",
+    "change_password",
+    "make_token",
+    "revoke_token",
+)
+SOURCES = ("web", "api", "mhctl", "manage", "schedule")
 
 address: ContextVar[str] = ContextVar("address", default="")
 """Where this request comes from: an IP address, "unix" for the node's own socket, "" for no request."""

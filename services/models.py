@@ -188,6 +188,8 @@ class Job(models.Model):
             models.Index(fields=["kind", "-queued_at", "-id"], name="services_job_by_kind"),
             models.Index(fields=["service_ref", "-queued_at", "-id"], name="services_job_by_service"),
             models.Index(fields=["image_id", "-queued_at", "-id"], name="services_job_by_image"),
+            # What a scrape of the metrics has not counted yet.
+            models.Index(fields=["finished_at"], name="services_job_by_end"),
         ]
 
     def __str__(self) -> str:
