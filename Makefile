@@ -6,7 +6,7 @@ UNITDIR ?= $(PREFIX)/lib/systemd/system
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: help setup setup-dev install uninstall wheel-mhctl deb lint test test-api audit test-faults test-compose test-deb fuzz screenshots demo bench bench-peers docs lock clean
+.PHONY: help setup setup-dev install uninstall wheel-mhctl deb lint test test-api audit test-faults test-compose test-deb fuzz screenshots demo bench bench-peers bench-pages docs lock clean
 
 help:
 	@echo "make setup        everything Miehistö needs on this Debian 12 or 13 (as root)"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-api     2,000 requests made from the API's description; make audit asks for known holes"
 	@echo "make bench        measure against bare CRIU; make bench-peers against container engines"
 	@echo "make docs         write docs/reference anew from what the code says"
+	@echo "make bench-pages  every page with 200,000 jobs in the database, and a dump under 200 open pages"
 	@echo "make lock         write requirements*.txt anew from requirements*.in"
 	@echo "make clean        remove caches and the virtual environment; the database and the images stay"
 
@@ -89,6 +90,9 @@ bench-peers: setup-dev
 
 docs:
 	@$(PYTHON) -m scripts.reference
+
+bench-pages: setup-dev
+	$(PYTHON) benchmarks/pages.py $(BENCH_ARGS)
 
 lock:
 	@scripts/lock

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
@@ -20,6 +21,10 @@ class Sample(NamedTuple):
     def median(self) -> float:
         """The middle one."""
         return statistics.median(self.seconds)
+
+    def at(self, percent: float) -> float:
+        """The value that so many percent of them do not exceed (nearest rank)."""
+        return sorted(self.seconds)[max(0, math.ceil(len(self.seconds) * percent / 100) - 1)]
 
     def __str__(self) -> str:
         return f"{self.median:.3f} ({min(self.seconds):.3f}-{max(self.seconds):.3f})"

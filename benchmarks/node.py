@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ MHCTL = str(Path(sys.executable).with_name("mhctl"))
 class Node:
     """A running miehistod with folders and a port of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
         self.folder = folder
         self.paths = Paths(folder / "state", folder / "run", folder / "log")
         # An address or a database that the operator has set is another node's.
@@ -43,7 +43,13 @@ class Node:
             "MIEHISTO_LOG_DIR": str(self.paths.log_dir),
             "MIEHISTO_BIND": f"127.0.0.1:{free_port()}",
             "MIEHISTO_NODE": "node-of-benchmarks",
+            **settings,
         }
+
+    @property
+    def port(self) -> int:
+        """The TCP port of its site."""
+        return int(self.environment["MIEHISTO_BIND"].rpartition(":")[2])
 
     def mhctl(self, *words: str) -> str:
         """Run mhctl and return what it prints."""
@@ -97,12 +103,12 @@ def wait_for(port: int) -> None:
 
 
 @contextlib.contextmanager
-def started() -> Iterator[Node]:
-    """Start a node for the block; afterwards nothing of it is left."""
+def started(settings: Mapping[str, str] | None = None) -> Iterator[Node]:
+    """Start a node for the block; afterwards nothing of it is left. settings: more of its environment."""
     orphans.adopt()
     folder = Path(tempfile.mkdtemp(prefix="miehisto-bench-"))
     folder.chmod(0o755)
-    node = Node(folder)
+    node = Node(folder, settings or {})
     output = folder / "miehistod.log"
     with output.open("wb") as log:
         daemon = subprocess.Popen(
@@ -125,7 +131,9 @@ def started() -> Iterator[Node]:
     finally:
         if daemon.poll() is None:
             with contextlib.suppress(RuntimeError):
-                for service in node.json("service", "list", "--all"):
+                mine = node.environment["MIEHISTO_NODE"]
+                services = node.json("service", "list", "--all")
+                for service in (one for one in services if one["node"] == mine):
                     node.mhctl("service", "delete", "--stop", service["object_id"])
             daemon.send_signal(signal.SIGTERM)
             daemon.wait(30)

@@ -7,14 +7,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.first_view import View
 from benchmarks.measuring import Sample, machine, ratio
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/performance.md"
+AIM = 0.1  # seconds
 _HEAD = """# Performance
 
-Every number here was written by `make bench` or `make bench-peers`. Run them on a machine of yours, and
-compare the ratios, which were taken side by side in one run, rather than the seconds. A ratio is the median
-of the pairs, with the least and the most in brackets; seconds likewise.
+Every number here was written by `make bench`, `make bench-peers` or `make bench-pages`. Run them on a machine
+of yours, and compare the ratios, which were taken side by side in one run, rather than the seconds. A ratio
+is the median of the pairs, with the least and the most in brackets; seconds likewise.
 """
 
 
@@ -84,10 +86,80 @@ def _peers_table(times: dict[str, dict[str, Sample]]) -> str:
     return table(["", "dump, s", "ratio", "restore, s", "ratio"], rows)
 
 
+def pages(found: dict[str, Any]) -> str:
+    """Return the section about pages on a large database, and what open ones cost."""
+    text = (
+        f"{found['services']:,} services, {found['images']:,} images and {found['jobs']:,} jobs are in the\n"
+        "database. A page is timed by a client on the same host over a kept connection, one request at a\n"
+        "time, through gunicorn with the settings of an installed node, to the last byte; an admin asks.\n"
+        "The aim is 100 ms for the 95th percentile; what misses it is bold.\n\n"
+    )
+    names = list(found["on"])
+    rows = []
+    for label, one in found["on"][names[0]]["pages"].items():
+        rows.append([label, f"{one['octets'] / 1024:.0f}" if one["octets"] else ""])
+        for name in names:
+            sample = found["on"][name]["pages"][label]["sample"]
+            late = sample.at(95) > AIM
+            rows[-1] += [
+                f"{sample.median * 1000:.0f}",
+                f"{'**' * late}{sample.at(95) * 1000:.0f}{'**' * late}",
+            ]
+    head = [part for name in names for part in (f"{name}: p50, ms", "p95, ms")]
+    text += table(["page", "KiB", *head], rows)
+    first = [f"{name} {found['on'][name]['pages']['metrics']['first']:.1f} s" for name in names]
+    text += f"The first scrape of the metrics counts all jobs, once a process: {', '.join(first)}.\n\n"
+    return text + _views(found["on"][names[0]]["views"]) + _watched(found["on"])
+
+
+def _views(found: dict[str, View]) -> str:
+    encodings = sorted({name for view in found.values() for name in view.encodings})
+    text = (
+        "What comes over the wire for a first view with an empty cache, heads included, in KiB, as Chromium\n"
+        f"counts it (content encodings that were sent: {', '.join(encodings)}), and how much of the page\n"
+        "moved by itself (the sum of Chromium's layout shifts). The aims are 150 KiB and 0.\n\n"
+    )
+    kinds = ("Document", "Stylesheet", "Script", "Font")
+    rows = []
+    for label, view in found.items():
+        octets = [view.octets.get(kind, 0) for kind in kinds]
+        rest = sum(view.octets.values()) - sum(octets)
+        numbers = [*octets, rest, sum(view.octets.values())]
+        rows.append([label, *(f"{number / 1024:.0f}" for number in numbers)])
+        rows[-1] += [f"{shift:.3f}" for shift in view.shifts.values()]
+    widths = [f"moved at {width} px" for width in next(iter(found.values())).shifts]
+    return text + table(["page", "page", "styles", "scripts", "fonts", "rest", "all", *widths], rows)
+
+
+def _watched(found: dict[str, Any]) -> str:
+    count = next(iter(found.values()))["watched"]["pages"]
+    text = (
+        f"Whole commands on a small service of the same node, in turn with nobody looking and with {count}\n"
+        "open pages (eight different ones, their event streams held by a client on the same host):\n\n"
+    )
+    rows = []
+    for name, one in found.items():
+        samples = one["watched"]["samples"]
+        for verb in ("dump", "restore"):
+            alone, watched = samples[verb], samples[f"{verb}, watched"]
+            events = f"{one['watched']['events']:.1f}"
+            ratios = f"{watched.median / alone.median:.2f}"
+            rows.append([f"{name}: {verb}", str(alone), str(watched), ratios, ratio(watched, alone), events])
+    head = [
+        "",
+        "nobody looks, s",
+        f"{count} pages, s",
+        "ratio of medians",
+        "ratio, pair by pair",
+        "changes a page",
+    ]
+    return text + table(head, rows)
+
+
 def write(section: str, text: str) -> None:
     """Put `text` in its section of docs/performance.md and leave the others as they are."""
     page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else _HEAD
-    titles = {"bare": "Against bare CRIU", "peers": "Against container engines"}
+    titles = {"bare": "Against bare CRIU", "peers": "Against container engines", "pages": "The pages"}
     stamp = f"Taken on {datetime.now(UTC):%Y-%m-%d} on {machine()}.\n\n"
     body = f"## {titles[section]}\n<!-- {section}: written by the benchmark -->\n\n{stamp}{text.rstrip()}\n"
     pattern = re.compile(rf"## {titles[section]}\n.*?(?=^## |\Z)", re.S | re.M)
