@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from services.models import Service, new_id
-from worker import booting, commands, encryption, findings, programs, scanning, supervision
+from worker import booting, commands, encryption, findings, presently, programs, scanning, supervision
 from worker.errors import JobFailed
 from worker.paths import Paths
 from worker.process import Process
@@ -125,3 +125,15 @@ def test_a_look_at_a_service_tells_no_more_than_can_be_read() -> None:
     assert "999 more reasons" in told["sentence"]
     assert {each["severity"] for each in told["findings"]} == {"refusal"}
     assert len(told["findings"]) == 200
+
+
+def test_millions_of_descriptors_hold_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presently, "_MOST_LOOKED_AT", 100)
+    monkeypatch.setattr(presently, "_MOST_FILES", 90)
+    many = "import os, time; [os.dup(0) for _ in range(300)]; os.fork(); print(flush=True); time.sleep(60)"
+    with running(sys.executable, "-c", many, stdout=subprocess.PIPE) as service:
+        assert service.stdout
+        service.stdout.readline()
+        service.stdout.close()
+        seen = presently.look(service.pid)
+    assert (seen["counts"]["files"], len(seen["files"]), seen["truncated"]) == (100, 90, True)

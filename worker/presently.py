@@ -18,6 +18,8 @@ from worker.scan_sockets import network_of, protocol_of
 
 _MOST_PROCESSES = 500
 _MOST_FILES = 2000
+_MOST_LOOKED_AT = 20_000
+"""Descriptors after which those of other processes are not looked at; a service may have millions."""
 _MEASURED = 0.1
 """Seconds over which CPU is measured."""
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -49,7 +51,8 @@ def look(init: int) -> dict[str, Any]:
         found = _process(pid, known)
         if found is not None:
             processes.append(found)
-            files += _descriptors(pid, held)
+            if len(files) + len(held) < _MOST_LOOKED_AT:
+                files += _descriptors(pid, held)
     sockets = _sockets(init, held)
     time.sleep(max(0.0, _MEASURED - (time.monotonic() - began)))
     elapsed = time.monotonic() - began
@@ -121,7 +124,7 @@ def _descriptors(pid: int, held: dict[int, dict[str, Any]]) -> list[dict[str, An
         numbers = sorted(map(int, os.listdir(f"/proc/{pid}/fd")))
     except OSError:
         return []
-    for number in numbers:
+    for number in numbers[:_MOST_LOOKED_AT]:
         path = f"/proc/{pid}/fd/{number}"
         try:
             target = os.readlink(path)
