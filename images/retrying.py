@@ -34,7 +34,7 @@ _ENDED_BADLY = {JobState.FAILED, JobState.ERRORED, JobState.LOST, JobState.CANCE
 def may_retry(job: Job) -> bool:
     """Tell whether a job has ended without success and is of a kind that can be asked for again."""
     again = {JobKind.CHECK, JobKind.CHECK_SERVICE, *_OF_SERVICES, *_OF_IMAGES}
-    return job.state in _ENDED_BADLY and JobKind(job.kind) in again
+    return job.state in _ENDED_BADLY and job.kind in again
 
 
 def request_retry(job: Job, *, actor: Actor, source: str, options: dict[str, Any] | None = None) -> Job:
@@ -51,6 +51,8 @@ def request_retry(job: Job, *, actor: Actor, source: str, options: dict[str, Any
             "Wait for its end." if job.is_active else "Ask for a new job.",
             details={"status": job.status},
         )
+    if not may_retry(job):
+        raise _no_such_retry(job)
     kind = JobKind(job.kind)
     asked = {**job.options, **(options or {})}
     with transaction.atomic():
@@ -83,9 +85,13 @@ def _ask(kind: JobKind, job: Job, options: dict[str, Any], **who: Any) -> Job:
             "See /api/v1/docs for its options.",
             field="options",
         ) from None
-    raise Problem(
+    raise _no_such_retry(job)
+
+
+def _no_such_retry(job: Job) -> Problem:
+    return Problem(
         "not_retryable",
-        f"A job of the kind {kind} cannot be tried again by itself.",
+        f"A job of the kind {job.kind} cannot be tried again by itself.",
         "Ask for a new one.",
-        details={"kind": kind.value},
+        details={"kind": job.kind},
     )

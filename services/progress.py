@@ -70,12 +70,12 @@ def claim(job_id: str, *, worker: str) -> Job | None:
         transaction.on_commit(lambda: bell.ring(job_id))
         refusal = _refusal(job)
         if refusal:
-            code, message = refusal
+            code, message, remedy = refusal
             fail(
                 job,
                 code=code,
                 message=message,
-                remedy="See how it is now (mhctl service show), then ask again.",
+                remedy=remedy,
                 lines=[],
                 service_state=None,
             )
@@ -91,18 +91,22 @@ def claim(job_id: str, *, worker: str) -> Job | None:
     return job
 
 
-def _refusal(job: Job) -> tuple[str, str] | None:
-    """Why a job just claimed can't begin any more, as code and sentence."""
+def _refusal(job: Job) -> tuple[str, str, str] | None:
+    """Why a job just claimed can't begin, as code, sentence and remedy."""
+    if job.kind not in KINDS:  # during an upgrade the site may be newer than the worker that runs still
+        message = f"This worker is of another version than the site and knows no job {job.kind!r}."
+        return "kind_unknown", message, "Start the worker anew in the site's version, then ask again."
     allowed = KINDS[JobKind(job.kind)].allowed
     if not allowed:
         return None
+    remedy = "See how it is now (mhctl service show), then ask again."
     service = job.service
     if service is None:
-        return "service_not_found", "The service was deleted meanwhile."
+        return "service_not_found", "The service was deleted meanwhile.", remedy
     if service.state in allowed:
         return None
     code = "service_running" if has_process(service.state) else "service_not_running"
-    return code, f"The service is {service.status} by now."
+    return code, f"The service is {service.status} by now.", remedy
 
 
 def enter_step(job: Job, step: str, *, at: datetime | None = None) -> None:

@@ -46,14 +46,14 @@ class Page:
     """A page of docs.
 
     Attributes:
-        not_run: the reasons of the blocks that are not run.
+        not_run: the reason and the text of each block that is not run.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files: dict[str, str] = {}
         self.steps: list[Step] = []
-        self.not_run: list[str] = []
+        self.not_run: list[tuple[str, str]] = []
         for block in _BLOCK.finditer(path.read_text(encoding="utf-8")):
             note = block["note"] or ""
             if note.startswith("file: "):
@@ -62,7 +62,7 @@ class Page:
                 assert note.startswith("not run: "), (
                     f"{path.name}: this says not why it is not run: {block[0]}"
                 )
-                self.not_run.append(note.removeprefix("not run: "))
+                self.not_run.append((note.removeprefix("not run: "), block["text"]))
             elif block["kind"] == "console":
                 self.steps += _steps(block["text"])
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.isolation import POLICY
+from tests.isolation import FOLDER, POLICY
 from tests.pages import Page, Reader
+from tests.servers import Redis, started
 from tests.stack import CHECKOUT, Stack, free_port
 
 DOCS = CHECKOUT / "docs"
@@ -21,7 +22,15 @@ MOST_NOT_RUN = 7
 @pytest.fixture
 def reader(stack: Stack, folder: Path) -> Iterator[Reader]:
     """A reader at the node; what services show and write is below `folder`."""
-    places = {
+    someone = Reader(folder, stack.environment, places(stack, folder))
+    yield someone
+    someone.leave()
+    POLICY.write_text("")
+
+
+def places(stack: Stack, folder: Path) -> dict[str, str]:
+    """Return what of a page is elsewhere at a node under test."""
+    return {
         "/srv": str(folder),
         "/var/lib/miehisto": str(stack.folder / "state"),
         "/run/miehisto": str(stack.folder / "run"),
@@ -29,10 +38,6 @@ def reader(stack: Stack, folder: Path) -> Iterator[Reader]:
         "14444": str(stack.port),
         "8080": str(free_port()),
     }
-    someone = Reader(folder, stack.environment, places)
-    yield someone
-    someone.leave()
-    POLICY.write_text("")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path.stem)
@@ -43,6 +48,50 @@ def test_a_page_does_what_it_says(page: Page, reader: Reader) -> None:
 
 
 def test_few_blocks_are_not_run_and_all_say_why() -> None:
-    reasons = [reason for page in PAGES for reason in page.not_run]
+    reasons = [reason for page in PAGES for reason, _ in page.not_run]
     assert set(reasons) <= NOT_RUN
     assert len(reasons) <= MOST_NOT_RUN
+
+
+def test_a_backup_comes_to_life_on_a_new_node(reader: Reader, stack: Stack, folder: Path) -> None:
+    """The page about backups, to its end: its block for another machine is typed at a second node."""
+    page = Page(DOCS / "how-to/back-up.md")
+    server = Redis(folder)
+    kept = started(stack, server, "--name", "kept")
+    held = server.state()
+    image = stack.dump(kept)
+    stack.mhctl("image", "rename", image, "good")
+    lost = stack.create("sleep", "1000", options=("--name", "lost"))
+    reader.follow(page)
+    later = stack.dump(lost)  # after the database was copied, and not in the copy of the pool
+
+    new_folder = FOLDER / "node-of-the-backup"
+    new_folder.mkdir(mode=0o755)
+    other = Stack(new_folder)
+    shell = new_folder / "shell"
+    shell.mkdir()
+    someone = Reader(shell, other.environment, places(other, folder))
+    (block,) = [text for _, text in page.not_run if "rescan" in text]
+    try:
+        for line in block.splitlines():
+            if line.endswith("&"):
+                other.start()
+                continue
+            printed, code = someone.type(someone.here(line))
+            assert code == 0, f"{line}\n{printed}"
+        names = {row["object_id"]: row["name"] for row in other.api("GET", "services?all=1").body}
+        assert names[kept] == "kept" and names[lost] == "lost"
+        assert other.mhctl("image", "list").out.count(image) == 1
+        assert later not in other.mhctl("image", "list").out
+        assert other.show("service", "lost")["status"] == "exited"
+        assert "good" in other.show("image", image)["name"]
+        other.restore(image)
+        assert server.state() == held
+        server.grow()
+        secret = "state/database/secret_key"
+        assert (new_folder / secret).read_bytes() == (stack.folder / secret).read_bytes()
+    finally:
+        someone.leave()
+        if other.daemon:
+            other.clear()
+            other.stop()

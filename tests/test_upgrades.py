@@ -1,0 +1,238 @@
+"""What an earlier Miehistö left is still good: rows, images, and parts of one version beside another's.
+
+`tests/data/first_schema.*.sql` were dumped from databases that the first version had made and filled.
+"""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import json
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.isolation import FOLDER
+from tests.servers import Redis, folder, started
+from tests.stack import CHECKOUT, Answer, Stack
+from tests.test_postgresql import Database, database
+from worker import files, manifest
+
+__all__ = ["database", "folder"]
+FIRST = CHECKOUT / "tests/data"
+TABLES = (
+    *("services_node", "services_service", "services_job", "services_jobevent", "services_apitoken"),
+    *("images_image", "auth_user", "auth_user_user_permissions"),
+)
+Rows = dict[str, list[dict[str, Any]]]
+
+
+def run(stack: Stack, *words: str) -> Answer:
+    """Run a program of Miehistö's in a node's environment, to its end."""
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=CHECKOUT,
+        env=stack.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def old_node(name: str) -> Stack:
+    """Return a node that was not started yet, named as the one that the rows are of."""
+    place = FOLDER / name
+    place.mkdir(mode=0o755)
+    stack = Stack(place)
+    stack.environment["MIEHISTO_NODE"] = "node-1"
+    return stack
+
+
+def rows(connection: sqlite3.Connection | psycopg.Connection[Any]) -> Rows:
+    """Return all rows of the tables, by column."""
+    found: Rows = {}
+    for table in TABLES:
+        cursor = connection.cursor()
+        cursor.execute(f"SELECT * FROM {table} ORDER BY id")
+        names = [column[0] for column in cursor.description or ()]
+        found[table] = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    return found
+
+
+def upgraded(stack: Stack, look: Callable[[], Rows]) -> Rows:
+    """Bring the database up to date as an operator does; every row keeps every value. Return the new rows."""
+    before = look()
+    assert len(before["services_service"]) == 6 and len(before["services_job"]) == 9
+    done = run(stack, "-m", "miehistod.main", "--prepare")
+    assert done.code == 0, done.err
+    after = look()
+    for table, old in before.items():
+        kept = [{name: new[name] for name in one} for one, new in zip(old, after[table], strict=True)]
+        assert kept == old, table
+    # It is what this version works with: a part starts only then.
+    shown = run(stack, "manage.py", "services", "--all")
+    assert shown.code == 0, shown.err
+    assert {row["id"] for row in after["services_service"]} <= set(shown.out.split())
+    assert "dddd" in run(stack, "manage.py", "images").out
+    return after
+
+
+def test_rows_of_the_first_version_in_sqlite() -> None:
+    stack = old_node("first-in-sqlite")
+    assert run(stack, "-m", "miehistod.main", "--prepare").code == 0  # for the folders
+    path = stack.folder / "state/database/db.sqlite3"
+    owner = path.stat()
+    path.unlink()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript((FIRST / "first_schema.sqlite.sql").read_text(encoding="utf-8"))
+    subprocess.run(["chown", f"{owner.st_uid}:{owner.st_gid}", path], check=True)
+
+    def look() -> Rows:
+        with closing(sqlite3.connect(path)) as connection:
+            return rows(connection)
+
+    after = upgraded(stack, look)
+    assert all(row["data"] == "[]" and not row["restore_on_boot"] for row in after["services_service"])
+
+
+def test_rows_of_the_first_version_in_postgresql_and_their_backup(database: Database) -> None:
+    """The upgrade, and then what docs/how-to/back-up.md does with PostgreSQL."""
+    stack = old_node("first-in-postgresql")
+    stack.environment["DATABASE_URL"] = database.url
+    place = database.url.partition("host=")[2]
+
+    def look(name: str = "miehisto") -> Rows:
+        with psycopg.connect(f"host={place} user=miehisto dbname={name}") as connection:
+            return rows(connection)
+
+    def postgres(program: str, *words: str) -> None:
+        found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{program}"), key=str)[-1]
+        subprocess.run([found, "-h", place, "-U", "miehisto", *words], check=True, capture_output=True)
+
+    with psycopg.connect(f"host={place} user=miehisto dbname=miehisto") as connection:
+        connection.execute((FIRST / "first_schema.postgresql.sql").read_bytes())
+    after = upgraded(stack, look)
+
+    backup = stack.folder / "db.dump"
+    postgres("pg_dump", "--format=custom", f"--file={backup}", "miehisto")
+    postgres("createdb", "another")
+    stack.environment["DATABASE_URL"] = database.url.replace("/miehisto?", "/another?")
+    assert run(stack, "-m", "miehistod.main", "--prepare").code == 0
+    postgres("pg_restore", "--clean", "--if-exists", "--dbname=another", str(backup))
+    assert look("another") == after
+    # No image of theirs is on this disk, and what is not there has no row.
+    rescan = run(stack, "manage.py", "rescan")
+    assert rescan.code == 0 and "dddd" in rescan.out, rescan
+    assert not look("another")["images_image"]
+
+
+def test_an_image_of_the_first_version_is_restored(stack: Stack, folder: Path) -> None:
+    """Its manifest is made what the first version wrote: fewer fields, and nothing of files on the disk."""
+    server = Redis(folder)
+    service = started(stack, server)
+    held = server.state()
+    image = stack.dump(service)
+    path = stack.state / "images" / image
+    said = json.loads((path / manifest.NAME).read_bytes())
+    assert set(said) == set(manifest.FIELDS), "docs/reference/manifest.md is made of FIELDS"
+    for later in ("sum", "options"):
+        del said[later]
+    for later in ("data", "privileges", "limits"):
+        del said["spec"][later]
+    del said["files"][files.NAME]
+    (path / files.NAME).unlink()
+    (path / manifest.NAME).write_text(json.dumps(manifest._summed(said)))
+    assert stack.mhctl("image", "verify", image).code == 0
+    stack.restore(image)
+    assert server.state() == held
+    server.grow()
+
+
+def test_an_image_of_a_later_version_is_refused(stack: Stack) -> None:
+    image = stack.dump(stack.create("sleep", "1000"))
+    path = stack.state / "images" / image / manifest.NAME
+    said = json.loads(path.read_bytes()) | {"version": manifest.VERSION + 1}
+    path.write_text(json.dumps(manifest._summed(said)))
+    refused = stack.mhctl("service", "restore", "--from", image, check=False)
+    assert refused.code == 1 and "was made by a newer Miehistö" in refused.err
+
+
+def test_a_worker_says_so_when_a_newer_site_asks_for_what_it_does_not_know(stack: Stack) -> None:
+    program = (
+        "from django.utils import timezone\n"
+        "from services.enqueue import send\n"
+        "from services.models import Job, Node\n"
+        "job = Job.objects.create(kind='teleport', node=Node.objects.local(), queued_at=timezone.now())\n"
+        "send(job.pk, job.node.name)\n"
+        "print(job.pk)\n"
+    )
+    made = run(stack, "-c", f"import django; django.setup()\n{program}")
+    assert made.code == 0, made.err
+    ended = stack.mhctl("job", "wait", made.out.strip(), "--json", check=False)
+    assert ended.code == 1
+    job = stack.show("job", made.out.strip())
+    assert job["status"] == "failed" and job["error"]["code"] == "kind_unknown", job
+    retried = stack.api("POST", f"jobs/{job['object_id']}/retry", {})
+    assert retried.status == 409 and retried.body["error"]["code"] == "not_retryable"
+    assert "teleport" in stack.mhctl("job", "list").out
+
+
+@contextmanager
+def a_newer_site(stack: Stack) -> Iterator[str]:
+    """The node's own API, but what has an id has a field more, and every answer a header."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            connection = http.client.HTTPConnection("127.0.0.1", stack.port, timeout=60)
+            connection.request("GET", self.path, headers={"Authorization": self.headers["Authorization"]})
+            answer = connection.getresponse()
+            body = json.dumps(more(json.loads(answer.read()))).encode()
+            connection.close()
+            self.send_response(answer.status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Miehisto-Later", "yes")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    def more(said: Any) -> Any:
+        if isinstance(said, list):
+            return [more(each) for each in said]
+        if isinstance(said, dict):
+            later = {"later": {"than": ["this"]}} if "object_id" in said else {}
+            return {name: more(each) for name, each in said.items()} | later
+        return said
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_an_older_mhctl_passes_over_what_it_does_not_know(stack: Stack) -> None:
+    service = stack.create("sleep", "1000", options=("--name", "calm"))
+    image = stack.dump(service, "--leave-running")
+    with a_newer_site(stack) as url:
+        for words in (
+            *(("service", "list"), ("service", "show", "calm"), ("image", "list"), ("image", "show", image)),
+            *(("job", "list"), ("service", "show", "nobody")),
+        ):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setitem(stack.environment, "MIEHISTO_TOKEN", stack.token())
+                newer = stack.mhctl(*words, "--url", url, check=False)
+            same = stack.mhctl(*words, check=False)
+            assert (newer.code, newer.err) == (same.code, same.err), words
+            first = same.out.partition("\n")[0]
+            assert first in newer.out, words
