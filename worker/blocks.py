@@ -9,6 +9,8 @@ import struct
 from collections.abc import Iterator
 
 BLOCK = 4096
+WORTH_SHARING = 64 << 10
+"""Bytes from which it is: a file system takes longer to share a few blocks than to copy them."""
 _FICLONERANGE = 0x4020940D
 _CANNOT = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
 
@@ -28,6 +30,8 @@ def share(source: int, at: int, target: int, to: int, length: int) -> bool:
     Raises:
         OSError: the disk is full or broken.
     """
+    if length < WORTH_SHARING:
+        return False
     try:
         fcntl.ioctl(target, _FICLONERANGE, struct.pack("qQQQ", source, at, length, to))
     except OSError as error:
@@ -44,6 +48,14 @@ def copy(source: int, at: int, target: int, to: int, length: int) -> None:
         Short: `source` has not so many.
         OSError: the disk is full or broken.
     """
+    if length < WORTH_SHARING:
+        found = os.pread(source, length, at)
+        if len(found) < length:
+            raise Short
+        while found:
+            written = os.pwrite(target, found, to)
+            to, found = to + written, found[written:]
+        return
     os.lseek(target, to, os.SEEK_SET)
     while length:
         count = os.sendfile(target, source, at, min(length, 1 << 30))
