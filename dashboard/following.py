@@ -26,7 +26,7 @@ LINES = 200
 @require_GET
 async def log_stream(request: HttpRequest, reference: str) -> HttpResponseBase:
     """Stream the last lines of a log, and what is added to it."""
-    rights = await in_thread(Rights.of, await request.auser())
+    rights = await in_thread(lambda: Rights.of(request.user))
     if not rights.see:
         return HttpResponse(RELOAD, content_type="text/event-stream")
     try:

@@ -158,8 +158,8 @@ async def live(request: HttpRequest) -> HttpResponseBase:
     if found is None:
         raise Http404
     page, words, query = found
-    user = await request.auser()
-    rights = await in_thread(Rights.of, user)
+    # Not request.auser(), whose connection to the database would be open as long as the stream.
+    rights = await in_thread(lambda: Rights.of(request.user))
     if not (rights.administer if page.admin else rights.see):
         # Logged out meanwhile. Sent to the login an EventSource would only try again; so the page is told.
         return HttpResponse(RELOAD, content_type="text/event-stream")

@@ -257,12 +257,14 @@ class Authentication(_PagesOnly, AuthenticationMiddleware):
 
 
 class Gate(_PagesOnly, RoleRequired):
-    def process_view(
+    async def process_view(  # type: ignore[override]  # Django calls either kind
         self, request: HttpRequest, view_func: Any, view_args: Any, view_kwargs: Any
     ) -> HttpResponseBase | None:
         if request.path_info.startswith(FOR_PROGRAMS):
             return None
-        return super().process_view(request, view_func, view_args, view_kwargs)
+        # It reads session and user. In Django's thread of this request their connection to the database would
+        # last as long as the request, and a page that is followed has one open for minutes.
+        return await in_thread(super().process_view, request, view_func, view_args, view_kwargs)
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         """Answer a refusal that a page did not say itself."""

@@ -131,10 +131,9 @@ class TokenOrSession(HttpBearer):
         token = bearer_token(request)
         if token:
             return await self.authenticate(request, token)
-        if not hasattr(request, "auser"):
-            return None
-        user = await request.auser()
-        if not user.is_authenticated:
+        user = getattr(request, "user", None)
+        # In a thread that keeps its connection: a held answer (?wait=) must not hold one, too.
+        if user is None or not await in_thread(lambda: user.is_authenticated):
             return None
         if await sync_to_async(check_csrf)(request) is not None:
             raise not_allowed(
