@@ -50,7 +50,7 @@ M = TypeVar("M", bound=Model)
 SEED = 20_211
 DAYS = 90
 CHUNK = 2000
-WITH_EVENTS = 0.05  # of the jobs
+WITH_EVENTS = 0.05  # of the jobs, and all dumps that failed
 WITH_CONTENTS = 0.1  # of the images
 SAMPLED = 0.1  # of the services that run have a sample each 10 s of the last hour
 
@@ -219,7 +219,7 @@ class Filling:
             )
 
     def _events(self, job: Job) -> Iterator[JobEvent]:
-        if self.random.random() >= WITH_EVENTS:
+        if self.random.random() >= WITH_EVENTS and (job.kind, job.status) != ("dump", "failed"):
             return
         *before, last = self.events
         for event in before:
