@@ -1,6 +1,7 @@
 """The arrows between the parts: imports go downwards only. Read from the source, nothing is imported."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -85,3 +86,9 @@ def test_every_module_says_what_it_is_for() -> None:
         and not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     ]
     assert silent == []
+
+
+def test_miehistod_starts_without_pycriu() -> None:
+    """It comes with CRIU, which the Debian package lacks until miehisto-setup has run."""
+    without = "import sys; sys.modules['pycriu'] = None; import miehistod.main"
+    subprocess.run([sys.executable, "-c", without], cwd=ROOT, check=True)

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 from worker.blocks import BLOCK, Short, copy, data, share
 from worker.durable import write_json
 from worker.errors import JobFailed, describe
-from worker.files import on_host, shown
+from worker.files import shown
+from worker.places import on_host
 from worker.supervision import Running
 from worker.trees import OURS, Entry, TreeRefused, walk
 

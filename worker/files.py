@@ -20,6 +20,7 @@ import pycriu.images
 
 from worker import held
 from worker.errors import JobFailed
+from worker.places import on_host
 from worker.trees import TreeRefused, walk
 
 NAME = "disk.json"
@@ -43,20 +44,6 @@ class Change(NamedTuple):
     path: str
     what: str
     missing: bool = False
-
-
-def on_host(mounts: Iterable[Sequence[str]], path: str) -> str:
-    """Return where the host has what a service sees at `path`.
-
-    Args:
-        mounts: (target, source) of each file system and bind that the service sees.
-        path: absolute.
-    """
-    best, place = "", path
-    for target, source in mounts:
-        if len(target) > len(best) and (path == target or path.startswith(target.rstrip("/") + "/")):
-            best, place = target, source.rstrip("/") + path[len(target.rstrip("/")) :]
-    return place or "/"
 
 
 def record(init: int, data: Sequence[str], mounts: Iterable[Sequence[str]], *, runs_on: bool) -> Record:

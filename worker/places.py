@@ -7,7 +7,7 @@ import grp
 import os
 import pwd
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 _MOST_LINKS = 40  # as the kernel's, path_resolution(7)
@@ -59,6 +59,20 @@ def follow(path: str) -> tuple[str, list[Step]]:
 def _names(path: str) -> list[str]:
     """Return the names in a path, last first."""
     return [name for name in reversed(path.split("/")) if name not in ("", ".")]
+
+
+def on_host(mounts: Iterable[Sequence[str]], path: str) -> str:
+    """Return where the host has what a service sees at `path`.
+
+    Args:
+        mounts: (target, source) of each file system and bind that the service sees.
+        path: absolute.
+    """
+    best, place = "", path
+    for target, source in mounts:
+        if len(target) > len(best) and (path == target or path.startswith(target.rstrip("/") + "/")):
+            best, place = target, source.rstrip("/") + path[len(target.rstrip("/")) :]
+    return place or "/"
 
 
 def is_within(path: str, folders: tuple[str, ...]) -> bool:

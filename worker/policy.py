@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from worker import places
 from worker.errors import JobFailed, describe
-from worker.files import on_host
+from worker.places import on_host
 from worker.runmh.launch import DEFAULT_PATH, Account, Refused, binds_of
 from worker.runmh.privileges import OF_ROOT, name_of
 

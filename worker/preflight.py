@@ -13,8 +13,8 @@ from worker import carry, cgroups, criu, held, manifest, namespaces, process
 from worker.carry import Data
 from worker.criu import Account, has_sys_resource
 from worker.errors import JobFailed
-from worker.files import on_host
 from worker.paths import Paths
+from worker.places import on_host
 from worker.policy import Policy
 from worker.runmh.launch import binds_of
 from worker.runmh.privileges import numbers

@@ -27,8 +27,9 @@ from typing import Any
 from worker import carry, supervision, unpack
 from worker.durable import write_json
 from worker.errors import JobFailed, describe
-from worker.files import on_host, shown
+from worker.files import shown
 from worker.paths import Paths
+from worker.places import on_host
 from worker.trees import OURS, TreeRefused, parent_of, walk
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
