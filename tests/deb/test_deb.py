@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,14 +16,33 @@ from scripts.host import check_host, install_packages
 from tests.debian_root import apt, bootstrap, forbid_starts, kept, run
 from tests.stack import CHECKOUT
 
-# What is mounted is seen by this process tree alone.
+# What is mounted is seen by this process tree alone. CRIU wants a root that is a mount, so no chroot will do.
 _INSIDE = """
 set -e
+[ -z "$ALONE" ] || ip link set lo up
 mount --make-rprivate /
+mount --bind "$ROOT" "$ROOT"
 mount -t proc proc "$ROOT/proc"
-mount --rbind /dev "$ROOT/dev"
+for place in sys dev; do mount --rbind "/$place" "$ROOT/$place"; done
 mount -t tmpfs tmpfs "$ROOT/run"
-exec chroot "$ROOT" "$@"
+mkdir -p "$ROOT/old"
+cd "$ROOT"
+pivot_root . old
+umount -l /old
+rmdir /old
+exec "$@"
+"""
+
+_A_NODE = """
+miehistod >/run/miehistod.log 2>&1 &
+for _ in $(seq 600); do grep -q ^ready /run/miehistod.log && break; sleep 0.1; done
+service=$(mhctl service create --restore-on-boot sleep 3600) &&
+    image=$(basename "$(mhctl service drain)") &&
+    mhctl service restore --from "$image" &&
+    mhctl service list &&
+    mhctl service delete --stop "$service" >/dev/null || cat /run/miehistod.log
+kill $!
+wait
 """
 
 
@@ -49,12 +69,25 @@ class Clean:
         below = kept(f"debian-{suite}", lambda made: _make(suite, made))
         run("cp", "--archive", "--reflink=auto", below / "root", self.root)
 
-    def run(self, *words: str) -> str:
-        """Run a command in it and return what it printed, its errors too."""
+    def run(self, *words: str, alone: bool = False) -> str:
+        """Run a command in it and return what it printed, its errors too.
+
+        Args:
+            alone: without the host's network, where port and firewall may be taken.
+        """
+        unshare = [
+            "unshare",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            *(["--net", "--ipc"] if alone else []),
+        ]
         done = subprocess.run(
-            ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", _INSIDE, "inside", *words],
+            [*unshare, "sh", "-c", _INSIDE, "inside", *words],
             env={
                 "ROOT": str(self.root),
+                "ALONE": "yes" if alone else "",
                 "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
                 "DEBIAN_FRONTEND": "noninteractive",
                 **{name: text for name, text in os.environ.items() if name.lower().endswith("_proxy")},
@@ -106,6 +139,16 @@ def test_it_is_installed_used_removed_and_purged(package: Path, debian: Clean) -
     assert debian.run("miehisto-manage", "showmigrations", "--plan").count("[ ]") == 0
     # The site's user can read and start all of it.
     debian.run("setpriv", "--reuid=miehisto", "--regid=miehisto", "--clear-groups", "mhctl", "--help")
+
+    criu = Path("/opt/miehisto/bin/criu").resolve()
+    if criu.is_relative_to("/opt/miehisto"):  # as if it had been fetched already
+        tree = criu.parent.parent
+        shutil.copytree(tree, debian.root / tree.relative_to("/"), symlinks=True)
+    else:  # this release's own one works on this kernel
+        debian.run("apt-get", "-q", "-y", "install", "--no-install-recommends", "criu", "python3-pycriu")
+    assert "dumped and restored the probe" in debian.run("miehisto-setup", alone=True)
+    said = debian.run("sh", "-c", _A_NODE, alone=True)
+    assert said.count("sleep 3600") == 1 and "OBJECT_ID" in said, said
 
     password = (state / "admin_password").read_text()
     debian.run("apt-get", "-q", "-y", "install", "--reinstall", f"/{package.name}")
