@@ -28,7 +28,7 @@ SERIOUS = {"serious", "critical"}
 expect.set_options(timeout=PATIENCE)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium(node: Stack) -> Iterator[Browser]:
     """One browser for the run, closed before the node, which looks whether anything is left."""
     program = shutil.which("chromium")

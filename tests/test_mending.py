@@ -117,11 +117,19 @@ def test_a_dump_that_is_broken_off_leaves_the_service_with_its_clients(
     """A CRIU that says nothing any more is killed after MIEHISTO_JOB_TIMEOUT."""
     service, connection = client
     before, pid = tables(), hasty.show("service", service)["pid"]
-    answer = in_background(lambda: hasty.mhctl("service", "dump", service, check=False))
-    criu = stopped_at(hasty, service, "dump.log", "Running post-dump scripts")
-    if not hangs:
-        criu.signal(signal.SIGKILL)
-    done = answer.result(60)
+    for _attempt in range(5):
+        answer = in_background(lambda: hasty.mhctl("service", "dump", service, check=False))
+        criu = stopped_at(hasty, service, "dump.log", "Running post-dump scripts")
+        if not hangs:
+            criu.signal(signal.SIGKILL)
+        done = answer.result(60)
+        if done.code != 0:
+            break
+        # The machine was so busy that the image was sealed before this process came to stop CRIU.
+        image = done.out.strip().rpartition("/")[2]
+        hasty.restore(image)
+        hasty.mhctl("image", "delete", image)
+        pid = hasty.show("service", service)["pid"]
 
     assert done.code == 1
     assert ("did not answer" if hangs else "Look at CRIU's log") in done.err
