@@ -1,6 +1,6 @@
 """Writes docs/reliability.md from the records of a run of the fault suite. Harms nothing itself.
 
-usage: python -m tests.faults.page RECORDS
+usage: python -m tests.faults.page RECORDS [NOTE]
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ it neither runs nor is in an image, and no cause is on record.
 """
 
 
-def page(records: list[dict[str, Any]], machine: str, day: str) -> str:
+def page(records: list[dict[str, Any]], machine: str, day: str, note: str = "") -> str:
     """Return the page.
 
     Args:
         records: as `campaign.Fault` has them; several of one name are runs of one fault, and all count.
+        note: what a reader should know of these runs.
     """
     faults = merged(records)
     rounds = sum(fault["rounds"] for fault in faults)
     findings = sum(len(fault["findings"]) for fault in faults)
     lost = sum(fault["lost"] for fault in faults)
-    text = f"{_HEAD}\nTaken on {day} on {machine}.\n\n"
+    text = f"{_HEAD}\nTaken on {day} on {machine}.{' ' if note else ''}{note}\n\n"
     text += f"**{rounds} rounds, {findings} findings, {lost} services lost.**\n\n"
     rows = []
     for fault in faults:
@@ -89,7 +90,8 @@ def main() -> None:
     """Write the page."""
     lines = Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
-    PAGE.write_text(page(records, machine(), f"{datetime.now(UTC):%Y-%m-%d}"), encoding="utf-8")
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    PAGE.write_text(page(records, machine(), today, " ".join(sys.argv[2:])), encoding="utf-8")
 
 
 if __name__ == "__main__":
