@@ -378,7 +378,8 @@ def test_ctrl_c_says_that_the_job_goes_on(daemon: Daemon) -> None:
         handler.rfile.read(1)  # until the client hangs up
 
     daemon.answer = answer
-    command = [sys.executable, "-m", "mhctl.main", "service", "dump", "web"]
+    # What runs these tests in the background ignores SIGINT, and its children inherit that.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "mhctl.main", "service", "dump", "web"]
     with subprocess.Popen(
         command, env=daemon.environment({}), cwd=ROOT, stderr=subprocess.PIPE, text=True
     ) as process:
