@@ -16,6 +16,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -128,6 +129,36 @@ class Stack:
         assert self.daemon is not None
         return Path(f"/proc/{self.daemon.pid}/root{self.folder}/state")
 
+    def parts(self) -> dict[str, int]:
+        """Return the PIDs of miehistod's children by their names: redis, worker, scheduler, site."""
+        assert self.daemon is not None
+        found = {}
+        for pid in process.children(self.daemon.pid):
+            try:
+                line = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+            except OSError:
+                continue
+            words = {os.path.basename(word) for word in line.replace("\0", " ").split()}
+            signs = {"redis-server": "redis", "worker": "worker", "beat": "scheduler", "gunicorn": "site"}
+            name = next((name for sign, name in signs.items() if sign in words), "")
+            if name:
+                found[name] = pid
+        return found
+
+    def part(self, name: str) -> int:
+        """Return the PID of a part, once it is there."""
+        found = eventually(lambda: self.parts().get(name, 0), 30)
+        assert found, f"there is no {name}"
+        return found
+
+    def pool(self) -> list[int]:
+        """Return the PIDs of the worker's pool processes."""
+        return [
+            pid
+            for pid in process.children(self.part("worker"))
+            if b"celery" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+
     def said(self) -> str:
         """Return what miehistod has printed."""
         return "\n" + self.output.read_text(errors="replace")
@@ -200,19 +231,36 @@ class Stack:
         return frozenset([self.daemon.pid] if self.daemon else [])
 
 
-@pytest.fixture(scope="session")
-def node() -> Iterator[Stack]:
-    """The node, for the whole run."""
+Kind = TypeVar("Kind", bound=Stack)
+
+
+@contextmanager
+def living(kind: type[Kind], name: str, **settings: str) -> Iterator[Kind]:
+    """Start a node of its own for the block, and leave nothing of it.
+
+    Args:
+        kind: what it is made by.
+        name: of its folder.
+        settings: the environment variables that differ from other nodes'.
+    """
     orphans.adopt()
-    folder = FOLDER / "node"
+    folder = FOLDER / name
     folder.mkdir(mode=0o755)
-    made = Stack(folder)
+    made = kind(folder)
+    made.environment |= settings
     made.start()
     yield made
     made.clear()
     took = made.stop()
     orphans.reap()
     assert took < 10, f"miehistod took {took:.1f} s to end"
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[Stack]:
+    """The node, for the whole run."""
+    with living(Stack, "node") as made:
+        yield made
     left = [pid for pid in process.children(os.getpid()) if process.Process.of(pid)]
     assert not left, f"processes are left: {left}"
 

@@ -24,8 +24,8 @@ from miehistod.launch import Launcher
 from miehistod.settings import read
 from tests.isolation import FOLDER
 from tests.refusals import Witness, check_sentence, mhctl_refuses, nothing_changes
-from tests.stack import CHECKOUT, Stack, eventually
-from worker import orphans, process
+from tests.stack import CHECKOUT, Stack, eventually, living
+from worker import process
 
 POOL = "64m"
 FILES = 10_000
@@ -84,15 +84,8 @@ def _criu_of_this_host() -> str:
 @pytest.fixture(scope="module")
 def fragile_node() -> Iterator[FragileNode]:
     """The node of this module; it starts without a CRIU."""
-    orphans.adopt()
-    folder = FOLDER / "fragile"
-    folder.mkdir(mode=0o755)
-    made = FragileNode(folder)
-    made.start()
-    yield made
-    made.clear()
-    made.stop()
-    orphans.reap()
+    with living(FragileNode, "fragile") as made:
+        yield made
 
 
 @pytest.fixture

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.isolation import FOLDER
 from tests.servers import Redis, connected, started
-from tests.stack import Stack, eventually
+from tests.stack import Stack, eventually, living
 from worker import orphans, process
 
 COMES_BACK = "--restore-on-boot"
@@ -23,15 +22,8 @@ COMES_BACK = "--restore-on-boot"
 @pytest.fixture(scope="module")
 def mortal_node() -> Iterator[Stack]:
     """A node of its own, to be killed."""
-    orphans.adopt()
-    folder = FOLDER / "mortal-node"
-    folder.mkdir(mode=0o755)
-    made = Stack(folder)
-    made.start()
-    yield made
-    made.clear()
-    made.stop()
-    orphans.reap()
+    with living(Stack, "mortal-node") as made:
+        yield made
 
 
 @pytest.fixture

@@ -154,7 +154,7 @@ def test_a_strangers_message_runs_nothing(stack: Stack, folder: Path) -> None:
     """Pickled code, tasks that Celery itself brings, orders to the worker, and what is no job's id."""
     trace = folder / "trace"
     run = "miehisto.run_job"
-    worker = worker_of(stack)
+    worker = stack.part("worker")
     push(stack, pickle.dumps(([Hostile(trace)], {}, {})), run, "application/x-python-serialize")
     mapped = {"task": run, "args": [], "kwargs": {}, "options": {}}
     push(stack, order(mapped, [["x"], ["y"]]), "celery.map")
@@ -180,7 +180,7 @@ def test_a_strangers_message_runs_nothing(stack: Stack, folder: Path) -> None:
     # The worker is the same, and does what the site asks for.
     service = stack.create("sleep", "3600")
     assert stack.show("service", service)["status"] == "running"
-    assert worker_of(stack) == worker
+    assert stack.part("worker") == worker
     assert not trace.exists()
     assert {job["status"] for job in stack.api("GET", "jobs?limit=50").body} <= {"succeeded", "failed"}
     said = stack.said()
@@ -199,13 +199,3 @@ def test_what_ends_celery_does_not_end_the_node(stack: Stack, body: bytes) -> No
         push(stack, body, "miehisto.run_job")
     service = stack.create("sleep", "3600")
     assert stack.show("service", service)["status"] == "running"
-
-
-def worker_of(stack: Stack) -> int:
-    """Return the PID of the worker's main process."""
-    assert stack.daemon is not None
-    words = {
-        int(pid): Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        for pid in Path(f"/proc/{stack.daemon.pid}/task/{stack.daemon.pid}/children").read_text().split()
-    }
-    return next(pid for pid, line in words.items() if b"worker" in line)

@@ -11,34 +11,16 @@ from typing import Any
 
 import pytest
 
-from tests.isolation import FOLDER
 from tests.servers import Redis, connected, program, started
-from tests.stack import Stack, eventually
-from worker import orphans, process
+from tests.stack import Stack, eventually, living
+from worker import process
 
 
 @pytest.fixture(scope="module")
 def second_node() -> Iterator[Stack]:
     """A node of its own beside the run's, so that it can be stopped and killed."""
-    orphans.adopt()
-    folder = FOLDER / "second-node"
-    folder.mkdir(mode=0o755)
-    made = Stack(folder)
-    made.start()
-    yield made
-    made.clear()
-    made.stop()
-    orphans.reap()
-
-
-def worker_of(node: Stack) -> int | None:
-    """Return the PID of the node's worker, if it is there at the moment."""
-    assert node.daemon
-    for pid in process.children(node.daemon.pid):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        if b"worker" in words and b"celery" in words:
-            return pid
-    return None
+    with living(Stack, "second-node") as made:
+        yield made
 
 
 def test_services_outlive_miehistod_and_its_worker(second_node: Stack, folder: Path) -> None:
@@ -63,11 +45,11 @@ def test_services_outlive_miehistod_and_its_worker(second_node: Stack, folder: P
         assert (ended["exit_code"], ended["exit_signal"]) == (None, signal.SIGKILL)
 
         # The worker is killed; another takes its place, and dumps and restores what the first had started.
-        killed = worker_of(node)
+        killed = node.part("worker")
         assert killed
         os.kill(killed, signal.SIGKILL)
         assert client.ask("GET told", lines=2) == "nobody"
-        assert eventually(lambda: worker_of(node) not in {None, killed})
+        assert eventually(lambda: node.parts().get("worker", killed) != killed)
         node.restore(node.dump(service))
         assert client.ask("GET told", lines=2) == "nobody"
         assert node.show("service", service)["pid"] != running["pid"]
@@ -174,7 +156,7 @@ def test_a_stop_whose_worker_dies_is_still_a_stop(second_node: Stack) -> None:
     assert eventually(lambda: "ready" in node.log(service))
     job = node.mhctl("service", "stop", "--grace", "60", "--no-wait", service).out.strip()
     assert eventually((node.folder / f"run/services/{service}/stopping").exists)
-    worker = worker_of(node)
+    worker = node.part("worker")
     assert worker
     os.kill(worker, signal.SIGKILL)
 
@@ -187,7 +169,7 @@ def test_a_stop_whose_worker_dies_is_still_a_stop(second_node: Stack) -> None:
 def test_the_worker_may_watch_many_services(second_node: Stack) -> None:
     """Two descriptors each."""
     node = second_node
-    worker = eventually(lambda: worker_of(node))
+    worker = node.part("worker")
     assert worker
     soft, hard = resource.prlimit(worker, resource.RLIMIT_NOFILE)
     assert soft == hard

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import promise
-from tests.isolation import FOLDER
-from tests.stack import Stack, eventually
+from tests.stack import Stack, eventually, living
 from worker import orphans, process
 from worker.process import Process
 
@@ -39,36 +38,6 @@ class Lab(Stack):
         self._lives += 1
         self.output = self.folder / f"miehistod-{self._lives}.log"
         super().start()
-
-    def parts(self) -> dict[str, int]:
-        """Return the PIDs of miehistod's children by their names: redis, worker, scheduler, site."""
-        assert self.daemon is not None
-        found = {}
-        for pid in process.children(self.daemon.pid):
-            try:
-                line = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
-            except OSError:
-                continue
-            words = {os.path.basename(word) for word in line.replace("\0", " ").split()}
-            signs = {"redis-server": "redis", "worker": "worker", "beat": "scheduler", "gunicorn": "site"}
-            name = next((name for sign, name in signs.items() if sign in words), "")
-            if name:
-                found[name] = pid
-        return found
-
-    def part(self, name: str) -> int:
-        """Return the PID of a part, once it is there."""
-        found = eventually(lambda: self.parts().get(name, 0), 30)
-        assert found, f"there is no {name}"
-        return found
-
-    def pool(self) -> list[int]:
-        """Return the PIDs of the worker's pool processes."""
-        return [
-            pid
-            for pid in process.children(self.part("worker"))
-            if b"celery" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        ]
 
     def at_work(self, job_id: str) -> int | None:
         """Return the PID of the pool process that has claimed a job; None if nobody has."""
@@ -153,15 +122,8 @@ def sweep_scratch() -> None:
 @pytest.fixture(scope="package")
 def only_lab() -> Iterator[Lab]:
     """The node of the suite."""
-    orphans.adopt()
-    folder = FOLDER / "lab"
-    folder.mkdir(mode=0o755)
-    made = Lab(folder)
-    made.start()
-    yield made
-    made.clear()
-    made.stop()
-    orphans.reap()
+    with living(Lab, "lab") as made:
+        yield made
 
 
 @pytest.fixture

@@ -18,11 +18,9 @@ from tests.faults.campaign import Broken, Campaign
 from tests.faults.kept import Kept
 from tests.faults.lab import Lab
 from tests.faults.test_worker_killed import BEGINS_FROM, after, lasts
-from tests.isolation import FOLDER
-from tests.stack import eventually
+from tests.stack import eventually, living
 from tests.test_locked_database import held
 from tests.test_postgresql import Database, database
-from worker import orphans
 
 __all__ = ["database"]
 
@@ -60,16 +58,8 @@ def elsewhere(database: Database, campaign: Campaign) -> Iterator[tuple[Lab, Dat
     """A node whose rows are in a PostgreSQL, and that."""
     if not campaign.long:
         pytest.skip("the long form restarts a PostgreSQL (--long)")
-    orphans.adopt()
-    folder = FOLDER / "lab-on-postgresql"
-    folder.mkdir(mode=0o755)
-    node = Lab(folder)
-    node.environment["DATABASE_URL"] = database.url
-    node.start()
-    yield node, database
-    node.clear()
-    node.stop()
-    orphans.reap()
+    with living(Lab, "lab-on-postgresql", DATABASE_URL=database.url) as node:
+        yield node, database
 
 
 def test_a_postgresql_that_is_restarted(elsewhere: tuple[Lab, Database], campaign: Campaign) -> None:

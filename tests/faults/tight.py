@@ -14,8 +14,7 @@ import pytest
 
 from tests.faults import promise
 from tests.faults.lab import Lab, sweep_scratch
-from tests.isolation import FOLDER
-from worker import orphans
+from tests.stack import living
 
 POOL = 1 << 30
 PATIENCE = 3.0
@@ -56,15 +55,8 @@ class Tight(Lab):
 @pytest.fixture(scope="package")
 def only_tight() -> Iterator[Tight]:
     """The tight node of the suite."""
-    orphans.adopt()
-    folder = FOLDER / "tight"
-    folder.mkdir(mode=0o755)
-    made = Tight(folder)
-    made.start()
-    yield made
-    made.clear()
-    made.stop()
-    orphans.reap()
+    with living(Tight, "tight") as made:
+        yield made
 
 
 @pytest.fixture
