@@ -40,6 +40,9 @@ _SEEN_FIELDS = (
     "image_id",
 )
 
+_BROUGHT_ABOUT = {(JobKind.DUMP, ServiceState.DUMPED), (JobKind.RESTORE, ServiceState.RUNNING)}
+"""What a job has done with its image although it did not end well: its worker died between deed and word."""
+
 
 class Seen(TypedDict, total=False):
     """What was seen of a service's processes; what is not said is not known."""
@@ -286,6 +289,8 @@ def _settle_as(job: Job, state: ServiceState | None, seen: Seen) -> Callable[[Se
         why = job.error_message if after in {ServiceState.FAILED, ServiceState.EXITED} else ""
         told = seen.copy()
         told["reason"] = seen.get("reason") or why
+        if (job.kind, after) in _BROUGHT_ABOUT:
+            service.image_id = job.image_id
         _write_service(service, after, **told)
 
     return settle

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,10 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.isolation import FOLDER
 from tests.servers import Connection, Redis, connected, started
-from tests.stack import Answer, Stack, eventually
-from worker import orphans, process
+from tests.stack import Answer, Stack, eventually, living
+from worker import process
 
 PATIENCE = 2
 """Seconds that CRIU may be silent on this node."""
@@ -27,16 +27,8 @@ PATIENCE = 2
 @pytest.fixture(scope="module")
 def hasty_node() -> Iterator[Stack]:
     """A node that has little patience with CRIU."""
-    orphans.adopt()
-    folder = FOLDER / "hasty-node"
-    folder.mkdir(mode=0o755)
-    made = Stack(folder)
-    made.environment["MIEHISTO_JOB_TIMEOUT"] = str(PATIENCE)
-    made.start()
-    yield made
-    made.clear()
-    made.stop()
-    orphans.reap()
+    with living(Stack, "hasty-node", MIEHISTO_JOB_TIMEOUT=str(PATIENCE)) as made:
+        yield made
 
 
 @pytest.fixture
@@ -180,13 +172,7 @@ def test_a_criu_that_hangs_and_has_lost_its_worker_is_ended_too(
     before, pid = tables(), hasty.show("service", service)["pid"]
     job = hasty.mhctl("service", "dump", service, "--no-wait").out.strip()
     criu = stopped_at(hasty, service, "dump.log", "Running post-dump scripts")
-    assert hasty.daemon
-    (worker,) = (
-        pid
-        for pid in process.children(hasty.daemon.pid)
-        if b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    )
-    os.kill(worker, signal.SIGKILL)
+    os.kill(hasty.part("worker"), signal.SIGKILL)
 
     ended = eventually(lambda: (now := hasty.show("job", job))["finished"] and now, 30)
     assert ended and ended["status"] == "lost"
@@ -195,3 +181,31 @@ def test_a_criu_that_hangs_and_has_lost_its_worker_is_ended_too(
     assert (shown["status"], shown["pid"]) == ("running", pid)
     assert connection.ask("GET told", lines=2) == "nobody"
     assert tables() == before
+
+
+def test_a_worker_that_dies_between_deed_and_word_has_dumped(
+    hasty: Stack, client: tuple[str, Connection]
+) -> None:
+    """The image is sealed and the service ended, yet its row cannot be written: the next worker does that."""
+    service, connection = client
+    hasty.restore(hasty.dump(service))  # the row still names this older image
+    job = hasty.mhctl("service", "dump", service, "--no-wait").out.strip()
+    criu = stopped_at(hasty, service, "dump.log", "Running post-dump scripts")
+    assert hasty.daemon
+    with sqlite3.connect(hasty.folder / "state/database/db.sqlite3", isolation_level=None) as rows:
+        rows.execute("BEGIN IMMEDIATE")
+        criu.signal(signal.SIGCONT)
+        image = hasty.show("job", job)["image"]
+        assert eventually((hasty.state / "images" / image / "manifest.json").exists)
+        assert eventually(lambda: not (hasty.folder / f"run/services/{service}/state.json").exists())
+        os.kill(hasty.part("worker"), signal.SIGKILL)
+        rows.execute("ROLLBACK")
+    rows.close()
+
+    ended = eventually(lambda: (now := hasty.show("job", job))["finished"] and now, 30)
+    assert ended and ended["status"] == "lost"
+    assert "had been sealed and is good" in ended["error"]["message"]
+    shown = hasty.show("service", service)
+    assert (shown["status"], shown["image"]) == ("dumped", image)
+    hasty.restore(image)
+    assert connection.ask("GET told", lines=2) == "nobody"

@@ -298,11 +298,8 @@ def run_id(log: Path) -> str:
 
 def statistics(folder: Path) -> Statistics:
     """Return CRIU's figures from `folder`/stats-dump; zeroes if it wrote none."""
-    try:
-        with (folder / "stats-dump").open("rb") as file:
-            entry = pycriu.images.load(file)["entries"][0]["dump"]
-    except (OSError, KeyError, IndexError):
-        return Statistics()
+    found = entries_if_any(folder / "stats-dump")
+    entry = found[0].get("dump", {}) if found else {}
     return Statistics(*(int(entry.get(name, 0)) for name in Statistics._fields))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -26,6 +27,8 @@ from worker.sums import GrowingSums
 from worker.supervision import Running
 from worker.tools import Tools
 from worker.trees import TreeRefused
+
+log = logging.getLogger(__name__)
 
 _LAST_BREATH = 1.0
 """Seconds after which a service that has not ended will not end because of a signal of CRIU's."""
@@ -99,16 +102,23 @@ class Dump:
                 mend(self.running.init, criu.run_id(self.work / "dump.log"))
                 self._refuse_to_call_it_alive(error)
                 raise
-        if not self.leave_running:
-            self.tools.step("ending the dumped process")
-            connections.service_left(self.tools.paths, self.service_id, self.image_id)
-            self.running.wait(self.tools.timeout)
-            self.tools.paths.state(self.service_id).unlink(missing_ok=True)
         figures = criu.statistics(self.work)._asdict()
         if self.data.carried or self.shared:
             figures |= self.carried._asdict()
+        if not self.leave_running:
+            self._end()
         manifest.add_figures(self.final, figures)
         return Dumped(self.final, {**figures, "sealing_time": round(self.sealing_seconds * 1e6)})
+
+    def _end(self) -> None:
+        """Note that the service is its image now, which is true whether or not there is room for the note."""
+        self.tools.step("ending the dumped process")
+        try:
+            connections.service_left(self.tools.paths, self.service_id, self.image_id)
+        except OSError as error:
+            log.warning("the connections of service %s will not be picked up: %s", self.service_id, error)
+        self.running.wait(self.tools.timeout)
+        self.tools.paths.state(self.service_id).unlink(missing_ok=True)
 
     def _call(self) -> rpc.criu_resp:
         tools = self.tools

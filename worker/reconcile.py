@@ -213,6 +213,11 @@ def _truth_after_loss(paths: Paths, job: Job, *, dumped: bool) -> Truth | None:
     return found
 
 
+def is_sealed(paths: Paths, image_id: str) -> bool:
+    """Tell whether there is such an image on the disk; a dump that fails removes its own."""
+    return (paths.image(image_id) / manifest.NAME).exists()
+
+
 def record_image(paths: Paths, image_id: str, node: Node) -> bool:
     """Write the row of an image from its manifest; False if there is no sound manifest."""
     path = paths.image(image_id)

@@ -226,8 +226,15 @@ def _truth_after_failure(job: Job) -> Truth | None:
     if not job.service_ref or job.service is None:
         return None
     found = reconcile.truth(paths(), job.service_ref)
+    sealed = job.kind == JobKind.DUMP and reconcile.is_sealed(paths(), job.image_id)
+    if sealed:  # what went wrong did so after the deed, which stands
+        with contextlib.suppress(DatabaseError):
+            surely(lambda: reconcile.record_image(paths(), job.image_id, job.node))
     if found and found.state is ServiceState.RUNNING:
         return found
+    if sealed and not job.options.get("leave_running"):
+        paths().state(job.service_ref).unlink(missing_ok=True)
+        return Truth(ServiceState.DUMPED)
     if job.kind in {JobKind.START, JobKind.RESTART}:
         # What ran and ended has exited, as the agent would say a moment later; what never ran has failed.
         return found or Truth(ServiceState.FAILED)
