@@ -68,8 +68,14 @@ def test_the_load_of_a_service_is_sampled(stack: Stack, folder: Path) -> None:
     service = started(stack, server)
     with connected(server.port) as client:
         client.ask("SETRANGE large 30000000 x")
+    # Its first sample may be of the moment before it listened.
     found = eventually(
-        lambda: (told := stack.api("GET", f"services/{service}/samples").body)["now"] and told, 25
+        lambda: (
+            (told := stack.api("GET", f"services/{service}/samples").body)["now"]
+            and told["now"]["listening"]
+            and told
+        ),
+        40,
     )
     assert found["now"]["listening"] == [f"127.0.0.1:{server.port}"]
     assert found["now"]["processes"] == 2
