@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 OURS = {"miehisto_web", "services", "images", "dashboard", "metrics", "worker", "miehistod", "mhctl"}
 WITH_ROWS = {
     "tasks.py",
+    "handlers.py",
     "agent.py",
     "booting.py",
     "reconcile.py",

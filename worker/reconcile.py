@@ -1,6 +1,6 @@
 """Makes rows say what is true on the node's disk and in its process table. Knows nothing of queues.
 
-With tasks.py and agent.py one of the three modules of the worker that touch rows.
+One of the few modules of the worker that touch rows (tests/test_layers.py names them).
 """
 
 from __future__ import annotations
