@@ -58,7 +58,7 @@ def test_a_step_waits_beside_the_work() -> None:
         began = time.monotonic()
         steps.enter("freezing")
         steps.enter("sealing")
-        assert time.monotonic() - began < 0.1
+        assert time.monotonic() - began < 5, "it would wait for the database until it gives up, 20 s"
         assert not JobEvent.objects.filter(job=job).exclude(step="").exists()
     assert [event.step for event in job.events.exclude(step="")] == ["freezing", "sealing"]
     job.refresh_from_db()

@@ -153,11 +153,9 @@ def test_parts_end_in_order_and_the_slow_one_by_force(tmp_path: Path) -> None:
         await until(lambda: broker.pid and deaf.pid and site.pid)
         await asyncio.sleep(0.2)
 
-    began = time.monotonic()
     said = supervised(work)
     assert log.read_text() == "site\nbroker\n"
     assert "miehistod | ending by force: deaf" in said
-    assert time.monotonic() - began < 4
 
 
 def test_services_in_sessions_of_their_own_go_on_and_other_children_end(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tests.refusals import mounts_of
 from tests.stack import Stack, eventually
 from worker import orphans, process
 
-SETTLED_WITHIN = 10.0
+SETTLED_WITHIN = 30.0
 """Seconds after the last job's end within which rows, folders and processes must agree."""
 
 _CRIU = re.compile(r"criu: (dump|restore)\b|[^\0]*criu\0swrk\0")
