@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -13,7 +14,17 @@ from pathlib import Path
 import pytest
 
 from services.models import Service, new_id
-from worker import booting, commands, encryption, findings, presently, programs, scanning, supervision
+from worker import (
+    booting,
+    commands,
+    encryption,
+    findings,
+    presently,
+    programs,
+    scan_files,
+    scanning,
+    supervision,
+)
 from worker.errors import JobFailed
 from worker.paths import Paths
 from worker.process import Process
@@ -137,3 +148,26 @@ def test_millions_of_descriptors_hold_nobody_up(monkeypatch: pytest.MonkeyPatch)
         service.stdout.close()
         seen = presently.look(service.pid)
     assert (seen["counts"]["files"], len(seen["files"]), seen["truncated"]) == (100, 90, True)
+
+
+def test_what_a_service_watches_is_found_without_opening_what_it_has_laid_in_the_way(tmp_path: Path) -> None:
+    """A fifo would let its writer go on, a link leads to files of the host's."""
+    libc = ctypes.CDLL(None)
+    opened = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    fifo, link, secret = tmp_path / "fifo", tmp_path / "link", tmp_path / "secret"
+    os.mkfifo(fifo)
+    secret.touch()
+    link.symlink_to(secret)
+    try:
+        for path in (fifo, secret):
+            assert libc.inotify_add_watch(opened, bytes(path), 0x20) > 0  # IN_OPEN
+        files = scan_files.Files(1)
+        files.mounts.points[7] = [(os.getpid(), str(path), "tmpfs") for path in (fifo, link, link / "x")]
+        handle = scan_files._HANDLE.search("fhandle-bytes:8 fhandle-type:1 f_handle:0011223344556677")
+        assert handle and not files._can_be_opened(7, handle)
+        with pytest.raises(BlockingIOError):
+            os.read(opened, 4096)
+        secret.read_bytes()
+        assert os.read(opened, 4096)
+    finally:
+        os.close(opened)

@@ -6,6 +6,7 @@ It opens nothing that the process has open, but for the files that an inotify wa
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 import stat
@@ -34,6 +35,30 @@ _MAPPING = re.compile(
     rb"^(?P<range>\S+) (?P<mode>\S+) \S+ (?P<device>\S+) (?P<inode>\d+) +(?P<name>\S.*)$", re.MULTILINE
 )
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _opened(pid: int, point: str) -> int:
+    """Open the place of a mount, as a process sees it, for reading, if it is a folder or a regular file.
+
+    The service may have put anything there since its mounts were read: no link is followed, which would lead
+    out to the host's files, and no fifo or device is opened, which may wait or do something.
+
+    Raises:
+        OSError: it is not there any more, or something else.
+    """
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    here = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)
+    try:
+        for name in filter(None, point.split("/")):
+            inner = os.open(name, flags, dir_fd=here)
+            os.close(here)
+            here = inner
+        if stat.S_IFMT(os.fstat(here).st_mode) not in (stat.S_IFDIR, stat.S_IFREG):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), point)
+        # The very thing that was looked at (proc(5)); a handle cannot be found by a descriptor of O_PATH.
+        return os.open(f"/proc/self/fd/{here}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(here)
 
 
 class Mounts:
@@ -213,7 +238,7 @@ class Files:
         packed = struct.pack("=Ii", len(data), int(handle["type"], 16)) + data
         for pid, point, _ in self.mounts.points.get(device, []):
             try:
-                where = os.open(f"/proc/{pid}/root{point}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                where = _opened(pid, point)
             except OSError:
                 continue
             try:
