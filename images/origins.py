@@ -17,7 +17,18 @@ from services.problems import Problem
 from services.roles import ADMIN, RESTORE_FOREIGN
 from services.states import ServiceState
 
-_SPEC = ("argv", "user", "group", "cwd", "env", "binds")
+_SPEC: dict[str, Any] = {
+    "argv": [],
+    "user": "",
+    "group": "",
+    "cwd": "",
+    "env": {},
+    "binds": [],
+    "data": [],
+    "carry": [],
+    "privileges": {},
+}
+"""What must be the same, with what an image says that was made before there was such a thing."""
 
 
 def check_spec(spec: dict[str, Any]) -> None:
@@ -40,17 +51,24 @@ def require_trusted(image: Image, actor: Actor) -> None:
 
 
 def require_same(image: Image, service: Service) -> None:
-    """Raise Problem service_differs when a foreign image claims a service that is another one here."""
+    """Raise Problem service_differs when a foreign image claims a service that is another one here.
+
+    Its limits may be more than the service's: root's policy, where the image comes from, adds its own.
+    """
     if not image.is_foreign:
         return
     spec = (image.manifest or {}).get("spec") or {}
-    same = all(spec.get(key) == getattr(service, key) for key in _SPEC)
-    if service.node_id != image.node_id or not same:
+    other = [key for key, unsaid in _SPEC.items() if spec.get(key, unsaid) != getattr(service, key)]
+    limits = spec.get("limits") or {}
+    if not isinstance(limits, dict) or not service.limits.items() <= limits.items():
+        other.append("limits")
+    if service.node_id != image.node_id or other:
+        what = f" (by its {', '.join(other)})" if other else ""
         raise Problem(
             "service_differs",
-            f"The image says that it is of service {service}, which is another one here.",
+            f"The image says that it is of service {service}, which is another one here{what}.",
             "Delete that service first if the image's shall take its place.",
-            details={"service": service.pk},
+            details={"service": service.pk, "different": other},
         )
 
 

@@ -8,7 +8,7 @@ from images import archives, operations
 from images.models import Image
 from services.models import AuditEvent, Job, Node, Service, new_id
 from services.problems import Problem
-from tests.rows import made_service, member, recorded_image
+from tests.rows import made_service, member, recorded_image, stopped_service
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -72,6 +72,37 @@ def test_an_image_that_claims_to_be_of_another_service_here() -> None:
     """Its row would show one command, and another would run."""
     service = made_service("bank", argv=["/bin/bank"])
     assert refusal(imported(service_id=service.pk), "root").code == "service_differs"
+
+
+def limited_service() -> Service:
+    """Return a service that is what SPEC says, with a limit."""
+    service = stopped_service("bank")
+    Service.objects.filter(pk=service.pk).update(**SPEC, limits={"memory": 1 << 20})
+    service.refresh_from_db()
+    return service
+
+
+@pytest.mark.parametrize(
+    ("of_the_image", "different"),
+    [
+        ({}, "limits"),
+        ({"limits": {"memory": 2 << 20}}, "limits"),
+        ({"limits": {"memory": 1 << 20}, "privileges": {"cap_add": ["SYS_ADMIN"]}}, "privileges"),
+        ({"limits": {"memory": 1 << 20}, "data": ["/etc"]}, "data"),
+        ({"limits": {"memory": 1 << 20}, "carry": ["/etc"]}, "carry"),
+    ],
+)
+def test_an_image_of_the_same_command_with_other_rights(of_the_image: dict[str, Any], different: str) -> None:
+    service = limited_service()
+    problem = refusal(imported(service_id=service.pk, spec={**SPEC, **of_the_image}), "root")
+    assert (problem.code, problem.details["different"]) == ("service_differs", [different])
+    assert f"(by its {different})" in problem.message
+
+
+def test_an_image_keeps_the_limits_that_a_policy_gave_it_elsewhere() -> None:
+    service = limited_service()
+    spec = {**SPEC, "data": [], "limits": {"memory": 1 << 20, "tasks": 9}}
+    assert operations.request_restore(imported(service_id=service.pk, spec=spec), actor="root", source="api")
 
 
 def test_an_export_and_an_import_are_asked_for_by_operators_and_are_on_the_record() -> None:
