@@ -332,6 +332,41 @@ def test_an_image_is_restored_only_if_the_policy_lets_it_run(stack: Stack, folde
     assert server.state() == held
 
 
+SHARER = """
+import mmap, os, sys, time
+name = sys.argv[1]
+held = os.open(name, os.O_RDWR | os.O_CREAT, 0o600)
+os.truncate(held, 4096)
+memory = mmap.mmap(held, 4096)
+memory[:5] = b"first"
+while memory[:5] == b"first":
+    time.sleep(0.02)
+print("changed to", bytes(memory[:5]).decode(), flush=True)
+time.sleep(3600)
+"""
+
+
+def test_shared_memory_is_in_no_directory_that_a_policy_would_have_to_name(
+    stack: Stack, folder: Path
+) -> None:
+    """PostgreSQL has such memory, shm_overview(7): its image carries it, wherever a service may work."""
+    name = Path(f"/dev/shm/miehisto-{os.getpid()}")
+    with rules(f'directories = ["{folder}"]'):
+        service = stack.create(sys.executable, "-c", SHARER, str(name))
+        try:
+            eventually(lambda: name.read_bytes()[:5] == b"first")
+            image = stack.dump(service)
+            assert manifest.read(stack.folder / "state/images" / image)["shared_memory"] == [str(name)]
+            stack.restore(image)
+            with name.open("r+b") as file:
+                file.write(b"other")
+            assert eventually(lambda: "changed to other" in stack.log(service))
+            with pytest.raises(JobFailed, match="has its data in /dev/shmx/y"):
+                policy.read(POLICY).check_image({"spec": {}, "mounts": [], "shared_memory": ["/dev/shmx/y"]})
+        finally:
+            name.unlink(missing_ok=True)
+
+
 def test_an_image_keeps_nothing_that_the_policy_forbids(stack: Stack, folder: Path) -> None:
     """What was asked for and given before root forbade it does not come back with the memory."""
     server = Redis(folder)
