@@ -19,9 +19,6 @@ from worker import engine, namespaces
 from worker.paths import archive_name, checked_id
 from worker.runmh import launch
 
-settings.register_profile("suite", max_examples=100, deadline=None, print_blob=True)
-settings.load_profile("suite")
-
 PITFALLS = [
     "",
     " ",
