@@ -15,7 +15,7 @@ from images.models import Image
 from images.presenting import image_object
 from services.answers import JOB_RESPONSES, job_answer, source_of, wait_parameter
 from services.authentication import caller
-from services.lookup import find_job
+from services.lookup import find_job, find_service
 from services.models import Job, Node
 from services.schemas import ErrorAnswer, Input, Nothing, Rename
 from services.threads import in_thread
@@ -135,6 +135,20 @@ async def restore_image(
     """
     options = body.dict(exclude_unset=True) if body else {}
     return await _job(request, partial(operations.request_restore, **options), reference, wait)
+
+
+@router.post("/services/{reference}/restore", response=JOB_RESPONSES, tags=["services"])
+async def restore_service(
+    request: HttpRequest, reference: str, body: RestoreOptions | None = None, wait: float = wait_parameter()
+) -> HttpResponseBase:
+    """Bring a dumped service back from the image that it is; any other is refused (service_not_dumped)."""
+    options = body.dict(exclude_unset=True) if body else {}
+    actor, source = caller(request), source_of(request)
+
+    def ask() -> Job:
+        return operations.request_restore_of(find_service(reference), actor=actor, source=source, **options)
+
+    return await job_answer(request, await in_thread(ask), wait)
 
 
 @router.post("/jobs/{reference}/retry", response=JOB_RESPONSES, tags=["jobs"])

@@ -30,6 +30,27 @@ def request_restore(image: Image, *, actor: Actor, source: str, **options: Any) 
     return _restore(image, options, actor=actor, source=source)
 
 
+def request_restore_of(service: Service, *, actor: Actor, source: str, **options: Any) -> Job:
+    """Ask to bring a dumped service back from the image that it is.
+
+    options: those of `request_restore`. Raises Problem service_not_dumped, and what that raises.
+    """
+    require_operator(actor)
+    image = Image.objects.filter(pk=service.image_id).first()
+    if image is None:
+        raise _not_dumped(service)
+    return _restore(image, options, actor=actor, source=source, is_service=True)
+
+
+def _not_dumped(service: Service) -> Problem:
+    return Problem(
+        "service_not_dumped",
+        f"Service {service} is {service.status}, so it is no image that could be restored.",
+        "Name an image of it (--from IMAGE; mhctl image list shows them); end the service first if it runs.",
+        details={"service": service.pk, "status": service.status},
+    )
+
+
 def bring_back(image: Image, why: str) -> Job:
     """Ask for a restore because the node was started anew, as the agent; `why` is the job's first event.
 
@@ -38,7 +59,16 @@ def bring_back(image: Image, why: str) -> Job:
     return _restore(image, {}, actor="agent", source="agent", why=why)
 
 
-def _restore(image: Image, options: dict[str, Any], *, actor: Actor, source: str, why: str = "") -> Job:
+def _restore(
+    image: Image,
+    options: dict[str, Any],
+    *,
+    actor: Actor,
+    source: str,
+    why: str = "",
+    is_service: bool = False,
+) -> Job:
+    # is_service: only if the image is what the service, a dumped one, is at this moment.
     asked = criu_options.checked(JobKind.RESTORE, {"accept_changed_files": False, **options})
     require_operator(actor)
     with transaction.atomic():
@@ -53,6 +83,8 @@ def _restore(image: Image, options: dict[str, Any], *, actor: Actor, source: str
         require_account(actor, service.user, service.group)
         active = Job.objects.active().filter(service=service).exists()
         if not active:  # with an active job, that job is the better answer: new_job names it
+            if is_service and (service.state is not ServiceState.DUMPED or service.image_id != current.pk):
+                raise _not_dumped(service)
             require_state(service, JobKind.RESTORE)
         return new_job(
             JobKind.RESTORE,

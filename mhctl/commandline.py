@@ -159,9 +159,9 @@ NOUNS: dict[str, list[Verb]] = {
         ),
         Verb(
             "restore",
-            "",
-            "restore a service from an image; prints the image's id",
-            Option("--from", "IMAGE", "the image", required=True),
+            "[SERVICE]",
+            "restore a dumped service, or any from one of its images; prints the image's id",
+            Option("--from", "IMAGE", "the image, instead of SERVICE"),
             Option("--accept-changed-files", "", "even if files on the disk have moved on since the dump"),
             TCP_CLOSE,
             *WAITING,
@@ -290,7 +290,7 @@ def _without_verb(noun: str, options: dict[str, Any]) -> Parsed:
     if options.get("help") or options.get("version"):
         return Parsed(noun, None, options, [])
     raise UsageError(
-        "The command says not what to do.", remedy=f"See `mhctl {noun} --help`.".replace("  ", " ")
+        "The command does not say what to do.", remedy=f"See `mhctl {noun} --help`.".replace("  ", " ")
     )
 
 

@@ -179,12 +179,17 @@ def _service_or_pid(parsed: Parsed) -> None:
 
 
 def restore(parsed: Parsed) -> None:
-    """`mhctl service restore --from IMAGE`."""
+    """`mhctl service restore (SERVICE | --from IMAGE)`."""
     image = parsed.options["from"]
+    if bool(parsed.operands) == bool(image):
+        raise UsageError(
+            "Either SERVICE or --from IMAGE is needed.",
+            remedy="Name a dumped service, or an image that `mhctl image list` shows.",
+        )
     make_job(
         parsed,
         "POST",
-        f"images/{segment('image', image)}/restore",
+        f"images/{segment('image', image)}/restore" if image else path_of(parsed, "/restore"),
         body=given(
             accept_changed_files=parsed.options["accept_changed_files"],
             tcp_close=parsed.options["tcp_close"],

@@ -104,7 +104,8 @@ def on_stranger(_request: HttpRequest, _error: AuthenticationError) -> HttpRespo
     response = problem_response(
         not_allowed(
             "There is no valid token and no session.",
-            "Send Authorization: Bearer TOKEN; `manage.py token --user NAME` makes one.",
+            "Set MIEHISTO_TOKEN for mhctl, or send Authorization: Bearer TOKEN; "
+            "`manage.py token --user NAME` makes one.",
             http_status=401,
         )
     )

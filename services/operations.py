@@ -270,9 +270,11 @@ def require_state(service: Service, kind: JobKind) -> None:
     raise Problem(
         "service_not_running",
         f"Service {service} is {service.status}, not running.",
-        "Start it first (mhctl service start), or restore an image of it."
-        if kind is not JobKind.STOP
-        else "Nothing is left to be stopped.",
+        "Nothing is left to be stopped."
+        if kind is JobKind.STOP
+        else "Restore it first (mhctl service restore), or start it anew without its memory."
+        if service.state is ServiceState.DUMPED
+        else "Start it first (mhctl service start), or restore an image of it.",
         details={"service": service.pk, "status": service.status},
     )
 

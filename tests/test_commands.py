@@ -94,6 +94,8 @@ def test_a_failed_job_says_why_on_stderr() -> None:
         (["dump"], 2, "SERVICE or -t PID"),
         (["dump", "idle"], 1, "has an active job"),
         (["restore", "--from", "nope"], 4, "no image 'nope'"),
+        (["restore"], 2, "SERVICE or --from IMAGE"),
+        (["restore", "idle"], 1, "is created, so it is no image"),
         (["create", "--"], 2, "no command"),
         (["create", "-e", "A", "--", "x"], 2, "K=V"),
         (["token", "--user", "nobody"], 4, "no user"),

@@ -61,6 +61,7 @@ API = {
     "POST /services/{reference}/stop": Row(O, 202, "running"),
     "POST /services/{reference}/restart": Row(O, 202, "running"),
     "POST /services/{reference}/dump": Row(O, 202, "running"),
+    "POST /services/{reference}/restore": Row(O, 409, "stopped"),  # it was not dumped
     "POST /services/{reference}/check": Row(O, 202, "running"),
     "GET /services/{reference}/logs": Row(V, 200, "running"),
     "GET /services/{reference}/now": Row(V, 503, "running"),  # no node answers here

@@ -207,7 +207,15 @@ def test_dump_by_pid_prints_the_folder(daemon: Daemon) -> None:
 def test_restore_prints_the_images_id(daemon: Daemon) -> None:
     daemon.answer = lambda handler: handler.say(200, job(kind="restore"))  # a held answer without a stream
     assert daemon.mhctl("service", "restore", "--from", IMAGE_ID).stdout == IMAGE_ID + "\n"
-    assert daemon.requests[0][1] == f"/api/v1/images/{IMAGE_ID}/restore?wait=3600"
+    assert daemon.mhctl("service", "restore", "web").stdout == IMAGE_ID + "\n"
+    paths = [f"/api/v1/{what}/restore?wait=3600" for what in (f"images/{IMAGE_ID}", "services/web")]
+    assert [request[1] for request in daemon.requests] == paths
+
+
+def test_restore_wants_a_service_or_an_image_not_both(daemon: Daemon) -> None:
+    for words in ([], ["web", "--from", IMAGE_ID], ["--from", ""]):
+        assert daemon.mhctl("service", "restore", *words).returncode == 2
+    assert daemon.requests == []
 
 
 def test_no_wait_prints_the_jobs_id_and_says_a_warning(daemon: Daemon) -> None:
@@ -431,7 +439,7 @@ def test_steps_show_on_a_terminal_as_one_line(daemon: Daemon) -> None:
         ["service", "create", "-x", "ruby"],
         ["service", "create", "-u"],
         ["service", "show"],
-        ["service", "restore"],
+        ["service", "restore", "a", "b"],
         ["service", "show", ""],
         ["service", "show", "a", "b"],
         ["service", "list", "--all=yes"],
@@ -465,7 +473,7 @@ def test_help_names_every_verb(daemon: Daemon) -> None:
     done = daemon.mhctl("--help")
     assert done.returncode == 0
     assert "mhctl service create [-u USER[:GROUP]] [-C DIR] [-e K=V]…" in done.stdout
-    assert "mhctl service restore --from IMAGE" in daemon.mhctl("service", "restore", "--help").stdout
+    assert "mhctl service restore [--from IMAGE]" in daemon.mhctl("service", "restore", "--help").stdout
 
 
 def test_sizes_times_and_command_lines() -> None:

@@ -232,6 +232,28 @@ def test_restore_asks_for_a_service_without_process_and_an_image_in_peace() -> N
     operations.request_dump(service, **ROOT)  # an image's job never blocks the service
 
 
+def test_a_service_that_is_named_alone_is_restored_from_the_image_that_it_is() -> None:
+    service = running_service()
+    older = recorded_image(service)
+    with pytest.raises(Problem) as refused:
+        image_operations.request_restore_of(service, **ROOT)
+    assert refused.value.code == "service_not_dumped"
+    dump = taken(operations.request_dump(service, **ROOT))
+    image = recorded_image(service, dump.image_id)
+    operations.succeed(dump, service_state=None, result={}, statistics={})
+    service.refresh_from_db()
+    stale = Service.objects.get(pk=service.pk)
+    restore = image_operations.request_restore_of(service, **ROOT)
+    assert restore.image_id == image.pk != older.pk
+    with pytest.raises(Problem) as refused:
+        image_operations.request_restore_of(stale, **ROOT)
+    assert (refused.value.code, refused.value.details["job"]) == ("job_active", restore.pk)
+    operations.succeed(taken(restore), service_state=None, result={}, statistics={}, pid=9)
+    with pytest.raises(Problem) as refused:  # what was read before it ran again is old now
+        image_operations.request_restore_of(stale, **ROOT)
+    assert refused.value.code == "service_not_dumped"
+
+
 def test_a_user_without_the_permission_may_not() -> None:
     service = running_service()
     user = User.objects.create_user("reader")

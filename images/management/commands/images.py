@@ -15,7 +15,7 @@ class Command(ShellCommand):
     help = "List images."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--json", action="store_true")
+        parser.add_argument("--json", action="store_true", help="print the API's objects as JSON")
 
     def work(self, **options: Any) -> None:
         images = Image.objects.for_display()

@@ -16,21 +16,53 @@ class Command(JobCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
-        parser.add_argument("-u", "--user", default="root", metavar="USER[:GROUP]")
-        parser.add_argument("-C", "--cwd", default="/", metavar="DIR")
-        parser.add_argument("-e", "--env", action="append", default=[], metavar="K=V")
-        parser.add_argument("-b", "--bind", action="append", default=[], metavar="SRC:DST[:ro]")
-        parser.add_argument("--data", action="append", default=[], metavar="PATH")
-        parser.add_argument("--carry", action="append", default=[], metavar="PATH")
-        parser.add_argument("--cap-add", action="append", default=[], metavar="NAME")
-        parser.add_argument("--cap-drop", action="append", default=[], metavar="NAME")
-        parser.add_argument("--new-privileges", action="store_true")
-        parser.add_argument("--private-tmp", metavar="SIZE")
-        parser.add_argument("--memory", metavar="SIZE")
-        parser.add_argument("--tasks", type=int, metavar="N")
-        parser.add_argument("--open-files", type=int, metavar="N")
-        parser.add_argument("--restore-on-boot", action="store_true")
-        parser.add_argument("--name", default="")
+        parser.add_argument(
+            "-u", "--user", default="root", metavar="USER[:GROUP]", help="run it as this user"
+        )
+        parser.add_argument("-C", "--cwd", default="/", metavar="DIR", help="run it in this folder")
+        parser.add_argument(
+            "-e",
+            "--env",
+            action="append",
+            default=[],
+            metavar="K=V",
+            help="set an environment variable; may be given many times",
+        )
+        parser.add_argument(
+            "-b",
+            "--bind",
+            action="append",
+            default=[],
+            metavar="SRC:DST[:ro]",
+            help="show SRC to the service at DST",
+        )
+        parser.add_argument(
+            "--data",
+            action="append",
+            default=[],
+            metavar="PATH",
+            help="a restore compares this file or folder, too",
+        )
+        parser.add_argument(
+            "--carry", action="append", default=[], metavar="PATH", help="its images hold this file or folder"
+        )
+        parser.add_argument(
+            "--cap-add", action="append", default=[], metavar="NAME", help="let it keep a capability"
+        )
+        parser.add_argument(
+            "--cap-drop", action="append", default=[], metavar="NAME", help="take a capability that root has"
+        )
+        parser.add_argument(
+            "--new-privileges", action="store_true", help="let setuid programs give it their rights"
+        )
+        parser.add_argument("--private-tmp", metavar="SIZE", help="give it a /tmp of its own, in memory")
+        parser.add_argument("--memory", metavar="SIZE", help="let it have so much memory (512M)")
+        parser.add_argument(
+            "--tasks", type=int, metavar="N", help="let it have so many processes and threads"
+        )
+        parser.add_argument("--open-files", type=int, metavar="N", help="let each process open so many files")
+        parser.add_argument("--restore-on-boot", action="store_true", help="bring it back after a boot")
+        parser.add_argument("--name", default="", help="a name for the service")
         parser.add_argument("command", nargs=argparse.REMAINDER, metavar="[--] CMD ARG...")
 
     def work(self, **options: Any) -> None:

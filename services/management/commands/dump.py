@@ -17,8 +17,10 @@ class Command(JobCommand):
         super().add_arguments(parser)
         parser.add_argument("service", nargs="?", default="", help="id, beginning of an id, or name")
         parser.add_argument("-t", "--pid", type=int, help="the service's process")
-        parser.add_argument("--leave-running", action="store_true")
-        parser.add_argument("--carry", action="append", default=[], metavar="PATH")
+        parser.add_argument("--leave-running", action="store_true", help="let the service run on")
+        parser.add_argument(
+            "--carry", action="append", default=[], metavar="PATH", help="the image holds this, too"
+        )
 
     def work(self, **options: Any) -> None:
         pid = options["pid"]

@@ -13,8 +13,8 @@ class Command(ShellCommand):
     help = "List the newest jobs."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--limit", type=int, default=50)
-        parser.add_argument("--json", action="store_true")
+        parser.add_argument("--limit", type=int, default=50, help="how many")
+        parser.add_argument("--json", action="store_true", help="print the API's objects as JSON")
 
     def work(self, **options: Any) -> None:
         jobs = Job.objects.select_related("service", "node")[: max(1, options["limit"])]

@@ -14,7 +14,7 @@ class Command(ShellCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--all", action="store_true", help="also those without a process")
-        parser.add_argument("--json", action="store_true")
+        parser.add_argument("--json", action="store_true", help="print the API's objects as JSON")
 
     def work(self, **options: Any) -> None:
         services = Service.objects.all() if options["all"] else Service.objects.with_process()

@@ -16,7 +16,7 @@ class Command(ShellCommand):
     help = "Make a token for a user of the site and print it, this once; or list and end his tokens."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--user", required=True, metavar="NAME")
+        parser.add_argument("--user", required=True, metavar="NAME", help="whose it is")
         parser.add_argument("--label", default="", help="what it is for")
         parser.add_argument("--days", default="90", help="until it ends, 0 for never (default: 90)")
         parser.add_argument("--list", action="store_true", help="list the user's tokens")
