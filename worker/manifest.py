@@ -63,13 +63,12 @@ def seal(partial: Path, final: Path, facts: dict[str, Any], sums: GrowingSums) -
     Raises:
         OSError: the disk is full or broken; `partial` is then as it was, but for a manifest.
     """
-    files = {}
     paths = sorted(partial.iterdir())
-    sums.begin_writing(paths)
     for path in paths:
         os.chown(path, 0, 0)
         path.chmod(0o600)
-        files[path.name] = {"size": path.stat().st_size, "sha256": sums.digest_and_sync(path)}
+    digests = sums.settle(paths)
+    files = {path.name: {"size": path.stat().st_size, "sha256": digests[path.name]} for path in paths}
     manifest = _summed({"version": VERSION, **facts, "files": files})
     os.chown(partial, 0, 0)
     write_json(partial / NAME, manifest)
