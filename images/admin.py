@@ -3,16 +3,31 @@
 from typing import Any
 
 from django.contrib import admin
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 
 from images import operations
 from images.models import Image
-from services.admin import ReadOnly, ask
+from services.admin import ReadOnly, ask, confirmed
+from services.states import KINDS, JobKind
 
 
 @admin.action(description="Restore")
-def restore(_admin: Any, request: HttpRequest, rows: Any) -> None:
-    ask(request, rows, operations.request_restore)
+def restore(page: Any, request: HttpRequest, rows: Any) -> HttpResponse | None:
+    effect = (
+        "The service of each goes on from the moment of that dump: the same memory, new PIDs. "
+        "Connections held since its last dump go on; those of an older image are closed."
+    )
+    operation = operations.request_restore
+    return confirmed(page, request, rows, operation, verb="Restore", effect=effect, unfit=_unfit)
+
+
+def _unfit(image: Image) -> str:
+    if image.is_damaged:
+        return "it is damaged"
+    service = image.service
+    if service is not None and service.state not in KINDS[JobKind.RESTORE].allowed:
+        return f"its service {service} is {service.status}"
+    return ""
 
 
 @admin.action(description="Verify")

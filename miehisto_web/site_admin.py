@@ -19,6 +19,7 @@ class SiteAdmin(AdminSite):
 
     site_header = site_title = "Miehistö"
     site_url = "/"
+    enable_nav_sidebar = False  # the tables want its room
 
     def has_permission(self, request: HttpRequest) -> bool:
         return may(request.user, ADMINISTER)

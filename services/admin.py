@@ -2,17 +2,20 @@
 
 # ruff: noqa: ARG002 (Django and ninja fix the arguments)
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
-from django.http import HttpRequest
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
 
 from services import operations
 from services.auditing import ACTIONS, SOURCES
 from services.models import ApiToken, AuditEvent, Job, JobEvent, Node, Service, ServiceEvent
 from services.problems import Problem
+from services.states import KINDS, JobKind, ServiceState
 
 if TYPE_CHECKING:  # Django's own classes take no parameters
     ModelAdmin = admin.ModelAdmin[Any]
@@ -80,19 +83,76 @@ def ask(request: HttpRequest, rows: Iterable[Any], operation: Callable[..., Job]
         messages.success(request, f"Asked for {asked} job{'s' if asked > 1 else ''}.")
 
 
+MOST_AT_ONCE = 200  # rows; each comes back as a field of the form that asks
+
+
+def confirmed(
+    admin_page: Any,
+    request: HttpRequest,
+    rows: Any,
+    operation: Callable[..., Job],
+    *,
+    verb: str,
+    effect: str,
+    unfit: Callable[[Any], str],
+) -> HttpResponse | None:
+    """Ask for a job on each row once the user has seen on a page of its own what will happen to which.
+
+    verb: on the button. effect: what happens, in a sentence or two. unfit: why nothing will be asked of a
+    row, "" if it fits.
+    """
+    if "confirmed" in request.POST:
+        ask(request, rows, operation)
+        return None
+    chosen = list(rows[: MOST_AT_ONCE + 1])
+    if len(chosen) > MOST_AT_ONCE:
+        messages.error(request, f"Choose at most {MOST_AT_ONCE} at a time.")
+        return None
+    judged = [(row, unfit(row)) for row in chosen]
+    context = {
+        **admin_page.admin_site.each_context(request),
+        "title": f"{verb}: are you sure?",
+        "opts": admin_page.opts,
+        "verb": verb,
+        "effect": effect,
+        "fit": [row for row, why in judged if not why],
+        "unfit": [(row, why) for row, why in judged if why],
+        "action": request.POST.get("action", ""),
+        "field": ACTION_CHECKBOX_NAME,
+    }
+    return TemplateResponse(request, "admin/confirm.html", context)
+
+
+def _unfit(allowed: Set[ServiceState], service: Service) -> str:
+    return "" if service.state in allowed else f"it is {service.status}"
+
+
+_may_dump = partial(_unfit, KINDS[JobKind.DUMP].allowed)
+_may_stop = partial(_unfit, KINDS[JobKind.STOP].allowed)
+
+
 @admin.action(description="Dump, leave running")
-def dump_running(_admin: Any, request: HttpRequest, rows: Any) -> None:
-    ask(request, rows, partial(operations.request_dump, leave_running=True))
+def dump_running(page: Any, request: HttpRequest, rows: Any) -> HttpResponse | None:
+    effect = "Each is frozen for a moment, its memory is written into an image, and it goes on."
+    operation = partial(operations.request_dump, leave_running=True)
+    return confirmed(page, request, rows, operation, verb="Dump", effect=effect, unfit=_may_dump)
 
 
 @admin.action(description="Dump and end")
-def dump(_admin: Any, request: HttpRequest, rows: Any) -> None:
-    ask(request, rows, operations.request_dump)
+def dump(page: Any, request: HttpRequest, rows: Any) -> HttpResponse | None:
+    effect = (
+        "Each is frozen, its memory is written into an image, and then it ends: it answers nobody until it "
+        "is restored. Its open connections are held for the restore; new ones are refused."
+    )
+    operation = operations.request_dump
+    return confirmed(page, request, rows, operation, verb="Dump and end", effect=effect, unfit=_may_dump)
 
 
 @admin.action(description="Stop")
-def stop(_admin: Any, request: HttpRequest, rows: Any) -> None:
-    ask(request, rows, operations.request_stop)
+def stop(page: Any, request: HttpRequest, rows: Any) -> HttpResponse | None:
+    effect = "Each is asked to end. What it has in memory is lost, and its connections are closed."
+    operation = operations.request_stop
+    return confirmed(page, request, rows, operation, verb="Stop", effect=effect, unfit=_may_stop)
 
 
 @admin.register(Service)
