@@ -14,6 +14,7 @@ from dashboard import (
     job_pages,
     live,
     overview,
+    pruning,
     service_pages,
 )
 
@@ -37,6 +38,7 @@ services = [
 images = [
     path("", image_pages.images, name="list"),
     path("compare/", comparing.compare, name="compare"),
+    path("prune/", pruning.prune, name="prune"),
     path("<str:reference>/", image_pages.image, name="show"),
     path("<str:reference>/environment/", asking.image_environment, name="environment"),
     path("<str:reference>/<str:action>/", acting.act_on_image, name="act"),

@@ -143,6 +143,8 @@ def _command_of(action: Json, job: Json) -> str:
         "check": f"mhctl service check {job.get('service')}",
         "check_host": "mhctl check",
         "prune": "mhctl image list",
+        "dump": f"mhctl service dump {job.get('service')}"
+        + "".join(f" --{name.replace('_', '-')} …" for name in action["options"]),
     }
     return commands.get(str(action["action"]), str(action["action"]))
 

@@ -132,6 +132,8 @@ PAGES = {
     "POST /services/{reference}/environment/": Row(O, 200, "running"),
     "GET /images/": Row(V, 200),
     "GET /images/compare/": Row(V, 200),
+    "GET /images/prune/": Row(A, 200),
+    "POST /images/prune/": Row(A, 302, body={"id": "0"}),
     "GET /images/{reference}/": Row(V, 200, "image"),
     "POST /images/{reference}/environment/": Row(A, 302, "image"),
     "POST /images/{reference}/restore/": Row(O, 302, "image"),

@@ -4,7 +4,9 @@ Each action has a name, what its button says, and options:
 
 - retry: ask for the same job again, with these options besides its own;
 - start: start the service anew, its memory is lost;
-- verify: verify the image; check: do the dry run; check_host: look at the node; prune: see the pool's images.
+- verify: verify the image; check: do the dry run; check_host: look at the node;
+- dump: dump it once more, with these options, which somebody has to fill;
+- prune: see which images of the pool can go.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ _ANEW = _do("start", "Start it anew, without its memory")
 _VERIFY = _do("verify", "Verify the image")
 _CHECK = _do("check", "See all that stands in the way")
 _HOST = _do("check_host", "Check the node")
-_PRUNE = _do("prune", "See what the pool holds")
+_PRUNE = _do("prune", "See which images can go")
+_SEARCH = _do("dump", "Say where the watched files are", force_irmap=[])
 
 ACTIONS: Mapping[str, tuple[Action, ...]] = {
     # --- an option helps
@@ -53,7 +56,8 @@ ACTIONS: Mapping[str, tuple[Action, ...]] = {
     **dict.fromkeys(
         ("file_missing", "file_mode_changed", "file_not_opened", "lsm_mismatch"), (_AGAIN, _ANEW)
     ),
-    **dict.fromkeys(("traced", "ptrace_denied", "unix_peer_outside", "inotify_handle"), (_CHECK, _AGAIN)),
+    **dict.fromkeys(("traced", "ptrace_denied", "unix_peer_outside"), (_CHECK, _AGAIN)),
+    "inotify_handle": (_SEARCH, _CHECK, _AGAIN),
     "pool_full": (_PRUNE, _AGAIN),
     # --- the service has to be another
     **dict.fromkeys(
