@@ -25,6 +25,7 @@ from services.actors import require_operator
 from services.lookup import find_job, find_service
 from services.models import Job, Service
 from services.problems import Problem, bad_input
+from services.states import KINDS, JobKind
 from services.threads import in_thread
 
 R = TypeVar("R")
@@ -159,7 +160,9 @@ def _dialog(
     context = {
         "action": described,
         "subject": subject,
-        "title": described.title.format(f"{what} {subject}" if what == "image" else subject),
+        "title": described.title.format(_called(subject)),
+        "hindrance": _hindrance(described, subject),
+        "filled": _filled(described, subject, request.GET),
         "back": back,
         "may": rights.administer if described.admin else rights.operate,
         "rights": rights,
@@ -167,6 +170,40 @@ def _dialog(
         "here": f"{what}s",
     }
     return shown(request, "_dialog.html", context)
+
+
+def _called(subject: Service | Image) -> str:
+    """Return what a dialog's head calls it; an image without a name by the first digits of its id."""
+    if isinstance(subject, Service):
+        return str(subject)
+    of = f" of {subject.service}" if subject.service else ""
+    return f"image {subject.name or subject.pk[:12]}{of}"
+
+
+def _hindrance(described: Action, subject: Service | Image) -> str:
+    """Return why it would be refused as things are now, "" if nothing is known."""
+    kind = {"restore": JobKind.RESTORE, "verify": None}.get(
+        described.name, JobKind.__members__.get(described.name.upper())
+    )
+    service = subject if isinstance(subject, Service) else subject.service
+    if kind is None or service is None or service.state in KINDS[kind].allowed:
+        return ""
+    if kind is JobKind.RESTORE:
+        return (
+            f"Service {service} is {service.status}. Stop it, or dump it without leaving it running, first."
+        )
+    return f"Service {service} is {service.status}, so this would be refused."
+
+
+def _filled(described: Action, subject: Service | Image, query: QueryDict) -> dict[str, str]:
+    """Return what is in the fields that a remedy leads to (?fill=NAME,…); folders are the service's own."""
+    asked = query.get("fill", "").split(",")
+    folder = subject.cwd if isinstance(subject, Service) and subject.cwd != "/" else ""
+    return {
+        option.name: folder if option.kind == "folders" else ""
+        for option in described.options
+        if option.name in asked
+    }
 
 
 def options_of(described: Action, given: QueryDict) -> dict[str, Any]:

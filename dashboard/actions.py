@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -242,3 +244,34 @@ _FOR_IMAGES = (
 
 SERVICE_ACTIONS: Mapping[str, Action] = {action.name: action for action in _FOR_SERVICES}
 IMAGE_ACTIONS: Mapping[str, Action] = {action.name: action for action in _FOR_IMAGES}
+
+_DUMP_OPTIONS = {option.name: option for option in SERVICE_ACTIONS["dump"].options}
+
+
+def in_words(text: str) -> str:
+    """Return a sentence in which an option of a dump ("option ghost_limit") is called as in its dialog."""
+
+    def called(found: re.Match[str]) -> str:
+        option = _DUMP_OPTIONS.get(found[1])
+        return f"option “{option.label}”" if option else found[0]
+
+    return re.sub(r"option (\w+)", called, text)
+
+
+def as_typed(options: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return a dump's options as its dialog has them: name, label, the value to type ("" for a tick).
+
+    options: as the API has them; a size is in bytes.
+    """
+    found = []
+    for name, value in options.items():
+        option = _DUMP_OPTIONS.get(name)
+        if option is None:
+            continue
+        typed = "" if option.kind == "check" else str(value)
+        if option.kind == "mebibytes":
+            typed = f"{value / 2**20:g}"
+        elif option.kind == "folders":
+            typed = " ".join(value)
+        found.append((name, option.label, typed))
+    return found

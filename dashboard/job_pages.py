@@ -11,6 +11,7 @@ from django.urls import reverse
 from dashboard.page import Context, Look, Moved, page
 from dashboard.tables import Column, Filter, begins, search_of, table
 from dashboard.waterfall import waterfall
+from images.models import Image
 from images.retrying import may_retry
 from services import waiting
 from services.lookup import find_job
@@ -87,6 +88,9 @@ def job(look: Look, reference: str) -> Context:
         "may_retry": may_retry(row),
         "log": log_object(row)["lines"] if row.state in _ENDED_BADLY else [],
         "address": _address(row),
+        "about": row.service or Service.objects.filter(pk=row.service_ref).first(),
+        "has_image": bool(row.image_id) and Image.objects.filter(pk=row.image_id).exists(),
+        "dry_run": row.kind == JobKind.CHECK_SERVICE and row.state is JobState.SUCCEEDED,
     }
 
 

@@ -114,6 +114,17 @@
       openDialog(link.href);
       return;
     }
+    const choose = event.target.closest("[data-choose]");
+    if (choose) {  // what a dry run asks for
+      const field = choose.closest("form").elements[choose.dataset.choose];
+      if (field.type === "checkbox") field.checked = true;
+      else field.value = choose.dataset.value;
+      const folded = field.closest("details");
+      if (folded) folded.open = true;
+      field.focus();
+      field.dispatchEvent(new Event("change", { bubbles: true }));
+      return;
+    }
     const close = event.target.closest("[data-close]");
     if (close && dialog.open && dialog.contains(close)) {
       event.preventDefault();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import json
 import re
 from collections.abc import AsyncIterator
@@ -19,11 +20,13 @@ from django.utils import timezone
 from dashboard import audit, comparing, image_pages, job_pages, overview, service_pages
 from dashboard.axis import Axis
 from dashboard.page import Page
+from images import operations as operations_of_images
 from images.models import Image
-from services import operations
+from services import inspection, operations
 from services.auditing import record_audit
 from services.models import AuditEvent, Job, JobEvent, Node, Service, ServiceEvent, ServiceLoad
 from tests.rows import made_service, member, recorded_image, running_service, stopped_service, taken
+from worker import findings, remedies
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -239,22 +242,113 @@ def test_a_service_is_created_from_a_typed_line(admin: Client) -> None:
 
 def test_the_audit_leaves_as_csv_that_no_spreadsheet_runs(admin: Client) -> None:
     record_audit("=HYPERLINK(1)", "web", "rename", target_kind="service", detail={"name": "+1"})
-    answer = admin.get("/audit.csv?action=rename")
-    lines = answer.content.decode().splitlines()
+    answer, text = csv_of(admin, "/audit.csv?action=rename")
+    lines = text.splitlines()
     assert lines[0].startswith("at,actor,action")
     assert ",'=HYPERLINK(1),rename," in lines[1]
     assert len(lines) == 2
     assert "attachment" in answer.headers["Content-Disposition"]
+    assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+
+
+def csv_of(client: Client, address: str) -> tuple[Any, str]:
+    """Ask as a browser does of an ASGI server, and read the stream to its end."""
+    browser = AsyncClient()
+    browser.cookies = client.cookies
+
+    async def read() -> tuple[Any, str]:
+        answer: Any = await browser.get(address)
+        return answer, b"".join([piece async for piece in answer.streaming_content]).decode()
+
+    return asyncio.run(read())
+
+
+def test_the_csv_of_the_audit_comes_in_pieces_and_leaves_nothing_out(
+    admin: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dashboard.audit.BATCH", 10)
+    for number in range(25):
+        record_audit(f"user-{number}", "web", "login")
+    running_service("web")
+    _answer, text = csv_of(admin, "/audit.csv")
+    rows = list(csv.DictReader(text.splitlines()))
+    actors = [row["actor"] for row in rows if row["action"] == "login"]
+    assert [each for each in actors if each != "boss"] == [f"user-{number}" for number in range(24, -1, -1)]
+    assert [row["job_status"] for row in rows if row["action"] == "start"] == ["succeeded"]
+    # The page says the same: how it ended, and on what by its name.
+    page = text_of(admin, "/audit/?action=start")
+    assert "succeeded" in page
+    assert "service web" in page
+
+
+def test_only_images_that_nobody_would_miss_are_proposed_and_only_to_admins(admin: Client) -> None:
+    service, other = stopped_service("web"), stopped_service("other")
+    older, present, named, used, newest = (recorded_image(service) for _ in range(5))
+    alone = recorded_image(other)
+    operations_of_images.rename(named, "keep", "root")
+    operations_of_images.request_verify(used, actor="root", source="manage")
+    Service.objects.filter(pk=service.pk).update(status="dumped", image_id=present.pk)
+    page = text_of(admin, "/images/prune/")
+    assert re.findall(r'name="id" value="(\w+)" checked', page) == [older.pk]
+    for kept in (present, named, used, newest, alone):
+        assert kept.pk not in page
+    operator = Client()
+    operator.force_login(member("operator"))
+    for answer in (operator.get("/images/prune/"), operator.post("/images/prune/", {"id": [older.pk]})):
+        assert answer.status_code == 403
+    told = admin.post("/images/prune/", {"id": [older.pk, present.pk]}, follow=True).content.decode()
+    assert "deletion of 1 image;" in told
+    assert "all there is of it" in told
+    assert [job.image_id for job in Job.objects.filter(kind="delete_image")] == [older.pk]
+
+
+def test_a_remedy_leads_to_what_can_be_done(admin: Client) -> None:
+    service = running_service("web")
+    Service.objects.filter(pk=service.pk).update(cwd="/srv/app")
+    job = taken(operations.request_dump(service, actor="root", source="manage"))
+    for code, wanted in (("pool_full", "/images/prune/"), ("inotify_handle", "/dump/?fill=force_irmap")):
+        Job.objects.filter(pk=job.pk).update(
+            status="failed", error_code=code, error_message="No.", error_actions=remedies.actions(code)
+        )
+        assert wanted in text_of(admin, f"/jobs/{job.pk}/")
+    assert re.search(
+        r'name="force_irmap" value="/srv/app"',
+        text_of(admin, f"/services/{service.pk}/dump/?fill=force_irmap"),
+    )
+
+
+def test_a_dry_run_calls_the_options_as_the_dialog_does(admin: Client) -> None:
+    service = running_service("web")
+    job = taken(inspection.request_check_service(service, actor="root", source="manage"))
+    found = {
+        "verdict": "options",
+        "sentence": "Yes, with these options: ghost_limit.",
+        "options": {"ghost_limit": 3 << 20},
+        "findings": [findings.deleted_too_large(7, "/tmp/x", 2_500_000, 1 << 20).as_dict()],
+        "connections": {"connected": 0},
+        "estimate": {"image_bytes": 1},
+    }
+    operations.succeed(job, service_state=None, result=found, statistics={})
+    page = text_of(admin, f"/jobs/{job.pk}/")
+    assert 'data-choose="ghost_limit" data-value="3"' in page
+    assert "(option “Deleted files up to (MiB)”)" in page
+    assert "ghost_limit." not in page
 
 
 def test_the_admin_pages_ask_by_the_same_operations(admin: Client) -> None:
     running, stopped = running_service("one"), stopped_service("two")
     chosen = {"action": "dump_running", "_selected_action": [running.pk, stopped.pk]}
-    told = admin.post("/admin/services/service/", chosen, follow=True).content.decode()
+    page = admin.post("/admin/services/service/", chosen).content.decode()
+    assert "two: it is stopped" in page
+    assert not Job.objects.filter(kind="dump").exists(), "it only asks"
+    told = admin.post("/admin/services/service/", chosen | {"confirmed": "yes"}, follow=True).content.decode()
     assert "Asked for 1 job." in told
     assert "Two: Service two is stopped" in told
     assert Job.objects.get(kind="dump").options["leave_running"] is True
     image = recorded_image(stopped)
+    asked = admin.post("/admin/images/image/", {"action": "restore", "_selected_action": [image.pk]})
+    assert "goes on from the moment of that dump" in asked.content.decode()
+    assert not Job.objects.filter(kind="restore").exists()
     admin.post("/admin/images/image/", {"action": "verify", "_selected_action": [image.pk]})
     assert Job.objects.filter(kind="verify_image", image_id=image.pk, requested_by="boss").exists()
 

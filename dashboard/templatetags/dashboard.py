@@ -12,6 +12,7 @@ from django.templatetags.static import static
 from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 
+from dashboard import actions
 from dashboard.page import Part
 
 register = template.Library()
@@ -140,6 +141,24 @@ def short(identifier: str) -> str:
 def words(kind: str) -> str:
     """Return a kind of job or an action as words: delete_image → delete image."""
     return kind.replace("_", " ")
+
+
+@register.filter
+def dialog_words(text: str) -> str:
+    """Return a remedy with the dump's options called as its dialog calls them."""
+    return actions.in_words(text)
+
+
+@register.filter
+def dialog_options(options: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return options that a dry run asks for: name, label, and the value as it is typed."""
+    return actions.as_typed(options)
+
+
+@register.filter
+def dictkeys(found: dict[str, Any]) -> list[str]:
+    """Return the keys of a dictionary."""
+    return list(found)
 
 
 @register.simple_tag(takes_context=True)
