@@ -1,6 +1,7 @@
 """Which topics have changed since the last look: read from the rows, however the change came about.
 
 Topics are words that pages wait for: "jobs", "job:ID", "services", "service:ID", "images", "audit", "tick" …
+A step of a running job is told to those alone that show steps: "steps", "job:ID".
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from datetime import datetime
 from django.db.models import Max
 
 from services.models import AuditEvent, JobEvent, Service
+from services.states import JobState
 
 # Two transactions may commit in another order than their events are numbered in.
 _OVERLAP = 200
@@ -48,12 +50,17 @@ class Changes:
         seen = set(self._seen)
         rows = JobEvent.objects.filter(pk__gt=self._last - _OVERLAP).order_by("pk")
         topics = set()
-        for pk, job, service, image in rows.values_list("pk", "job_id", "job__service_ref", "job__image_id"):
+        names = ("pk", "job_id", "status", "step", "job__service_ref", "job__image_id")
+        for pk, job, status, step, service, image in rows.values_list(*names):
             if pk in seen:
                 continue
             self._seen.append(pk)
             self._last = max(self._last, pk)
-            topics |= {"jobs", f"job:{job}"}
+            topics.add(f"job:{job}")
+            if step and status == JobState.RUNNING:
+                topics.add("steps")
+                continue
+            topics.add("jobs")
             if service:
                 topics |= {"services", f"service:{service}"}
             if image:

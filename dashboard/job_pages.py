@@ -38,7 +38,7 @@ def _shown(jobs: QuerySet[Job]) -> QuerySet[Job]:
     return jobs.select_related("service", "node").defer("traceback", "result", "error_lines")
 
 
-@page("jobs/list.html", here="jobs", parts={"jobs": "jobs/_list.html"}, topics=("jobs",))
+@page("jobs/list.html", here="jobs", parts={"jobs": "jobs/_list.html"}, topics=("jobs", "steps"))
 def jobs(look: Look) -> Context:
     """List jobs, the newest first."""
     text = search_of(look.query)

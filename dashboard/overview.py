@@ -49,7 +49,7 @@ class NodeHealth:
     "overview.html",
     here="overview",
     parts={"now": "_overview_now.html", "day": "_overview_day.html"},
-    topics=("services", "jobs", "images", "tick"),
+    topics=("services", "jobs", "steps", "images", "tick"),
 )
 def overview(look: Look) -> Context:
     """Show what runs, what failed and why, the nodes, and the last day."""

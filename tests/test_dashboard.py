@@ -19,6 +19,7 @@ from django.utils import timezone
 
 from dashboard import audit, comparing, image_pages, job_pages, overview, service_pages
 from dashboard.axis import Axis
+from dashboard.changes import Changes
 from dashboard.page import Page
 from images import operations as operations_of_images
 from images.models import Image
@@ -399,6 +400,18 @@ def test_an_open_page_hears_of_a_change(with_redis: bool, request: pytest.Fixtur
     assert "web" in before
     assert "its job" not in before
     assert "its job" in after
+
+
+def test_a_step_of_a_job_is_told_to_no_page_that_does_not_show_steps() -> None:
+    service = running_service("web")
+    changes = Changes()
+    changes.look()
+    job = taken(operations.request_dump(service, actor="root", source="manage"))
+    assert {"jobs", "services", f"service:{service.pk}", "audit"} <= changes.look()
+    operations.enter_step(job, "freezing and writing memory")
+    assert changes.look() == {"steps", f"job:{job.pk}"}
+    operations.succeed(job, service_state=None, result={}, statistics={})
+    assert {"jobs", "services", f"service:{service.pk}", f"job:{job.pk}"} <= changes.look()
 
 
 def test_a_stranger_and_a_page_that_is_gone_are_told_to_load_anew() -> None:
