@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from django import template
@@ -41,7 +42,9 @@ _STATUS_ICONS = {
 }
 
 
+# Each is on a page fifty times, and there are few of them.
 @register.simple_tag
+@lru_cache(maxsize=256)
 def icon(name: str) -> SafeString:
     """Show one of our icons; the word beside it says what it means, so it is hidden from screen readers."""
     return format_html(
@@ -52,6 +55,7 @@ def icon(name: str) -> SafeString:
 
 
 @register.simple_tag
+@lru_cache(maxsize=256)
 def status(word: str, job: bool = False) -> SafeString:
     """Show a state: a sign, a colour and the word. job: a running job is busy, a running service is well."""
     sign = "busy" if job and word == "running" else _STATUS_ICONS.get(word, "queued")
