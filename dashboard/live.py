@@ -26,12 +26,14 @@ from dashboard.rights import Rights
 from services import waiting
 from services.authentication import Hearing
 from services.problems import Problem
-from services.threads import in_thread
+from services.threads import in_polite_thread, in_thread
 
 log = logging.getLogger(__name__)
 
-# A burst of a job's steps is one look; and one audience is not rendered more often than that.
-PAUSE = 0.15  # seconds
+# After a ring the rows are looked at so much later: the steps of a short job are one look, and while CRIU has
+# its service frozen nothing is rendered beside it. Where many different pages are open it is twice the time
+# of a processor that rendering them took, so that this takes a third of one at the most.
+LEAST_PAUSE, LONGEST_PAUSE = 0.25, 0.5  # seconds; a change is to be seen within one
 LOOK_ANYWAY = 2.0  # seconds between two looks at the rows when no bell rings: a ring can be lost
 LONGEST = 300.0  # seconds; then the browser comes again, and whether it may is asked anew
 KEEP_ALIVE = 15.0  # seconds
@@ -53,6 +55,22 @@ class Audience:
         self.parts: Parts | None = None
         self.gone = False
         self.listeners: set[asyncio.Event] = set()
+        self._news: dict[frozenset[str], bytes] = {}
+
+    def news(self, have: frozenset[str]) -> tuple[bytes, frozenset[str]]:
+        """Return the event for a page that has the parts with these digests, and what it has after it.
+
+        b"" when it has all of them. Those who look at the same mostly have the same, and get the same bytes.
+        """
+        if not self.parts:
+            return b"", have
+        now = frozenset(part.digest for part in self.parts.values())
+        has = have & now  # what it has besides makes no difference
+        if has not in self._news:
+            lacks = {name: part for name, part in self.parts.items() if part.digest not in has}
+            data = {name: {"digest": part.digest, "html": part.html} for name, part in lacks.items()}
+            self._news[has] = f"event: parts\ndata: {json.dumps(data)}\n\n".encode() if data else b""
+        return self._news[has], now
 
     def render(self) -> tuple[Parts | None, bool]:
         """Return the parts as they are now, and whether the page is gone."""
@@ -62,17 +80,23 @@ class Audience:
         except (Problem, Moved, Http404):
             return None, True
 
-    async def refresh(self) -> None:
-        """Render, and wake those whose page differs."""
+    async def refresh(self) -> float:
+        """Render, and wake those whose page differs. Returns the seconds of a processor that it took."""
         try:
-            parts, gone = await in_thread(self.render)
+            parts, gone, seconds = await in_polite_thread(self._timed)
         except DatabaseError as error:
             log.warning("a live page cannot be read, and is tried again: %s", error)
-            return
+            return 0.0
         if (parts, gone) != (self.parts, self.gone):
             self.parts, self.gone = parts, gone
+            self._news.clear()
             for listener in self.listeners:
                 listener.set()
+        return seconds
+
+    def _timed(self) -> tuple[Parts | None, bool, float]:
+        began = time.thread_time()
+        return *self.render(), time.thread_time() - began
 
 
 class Hub:
@@ -84,9 +108,9 @@ class Hub:
         self._rendering = asyncio.Lock()
 
     async def follow(
-        self, page: Page, look: Look, words: Words, have: set[str]
-    ) -> AsyncGenerator[Parts | None, None]:
-        """Yield the parts that differ from what the page has, now and whenever it changes; {} to keep alive.
+        self, page: Page, look: Look, words: Words, have: frozenset[str]
+    ) -> AsyncGenerator[bytes | None, None]:
+        """Yield the parts that differ from what the page has, now and whenever it changes; b"" to keep alive.
 
         have: digests of the parts that the page shows. None is yielded, last, when the page is gone.
         """
@@ -106,10 +130,7 @@ class Hub:
                     yield None
                     return
                 woken.clear()
-                news = {
-                    name: part for name, part in (audience.parts or {}).items() if part.digest not in have
-                }
-                have = {part.digest for part in (audience.parts or {}).values()} or have
+                news, have = audience.news(have)
                 yield news
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -124,27 +145,30 @@ class Hub:
     async def _run(self) -> None:
         """Look at the rows whenever the bell rings; end when nobody looks any more."""
         changes = Changes()
-        await in_thread(changes.look)
+        pause = LEAST_PAUSE
+        await in_polite_thread(changes.look)
         # What was rendered before this task could look may be old by now.
         stale = set(self._audiences.values())
         async with aclosing(waiting.rings(LOOK_ANYWAY)) as rings:
             async for _ in rings:
                 if not self._audiences:
                     return
+                await asyncio.sleep(pause)
                 try:
-                    topics = await in_thread(changes.look)
+                    topics = await in_polite_thread(changes.look)
                 except DatabaseError as error:
                     log.warning("live pages cannot see what changed, and try again: %s", error)
                     topics = frozenset()
                 for audience in self._audiences.values():
                     if audience.topics & topics or (audience.parts is None and not audience.gone):
                         stale.add(audience)
+                seconds = 0.0
                 for audience in stale:
                     if audience.listeners:
                         async with self._rendering:
-                            await audience.refresh()
+                            seconds += await audience.refresh()
                 stale = set()
-                await asyncio.sleep(PAUSE)
+                pause = min(max(2 * seconds, LEAST_PAUSE), LONGEST_PAUSE)
 
 
 _hub = Hub()
@@ -163,7 +187,7 @@ async def live(request: HttpRequest) -> HttpResponseBase:
     if not (rights.administer if page.admin else rights.see):
         # Logged out meanwhile. Sent to the login an EventSource would only try again; so the page is told.
         return HttpResponse(RELOAD, content_type="text/event-stream")
-    have = set(request.GET.get("have", "").split(",")) - {""}
+    have = frozenset(request.GET.get("have", "").split(",")) - {""}
     answer = StreamingHttpResponse(
         _events(page, Look(query, rights), words, have, Hearing(request)), content_type="text/event-stream"
     )
@@ -188,16 +212,12 @@ def _resolved(address: str) -> tuple[Page, Words, QueryDict] | None:
 
 
 async def _events(
-    page: Page, look: Look, words: Words, have: set[str], hearing: Hearing
+    page: Page, look: Look, words: Words, have: frozenset[str], hearing: Hearing
 ) -> AsyncGenerator[bytes, None]:
     yield f"retry: {RETRY}\n\n".encode()
     async with aclosing(_hub.follow(page, look, words, have)) as news:
-        async for parts in news:
-            if parts is None or await hearing.is_over():
+        async for event in news:
+            if event is None or await hearing.is_over():
                 yield RELOAD
                 return
-            if not parts:
-                yield b":\n\n"
-                continue
-            data = {name: {"digest": part.digest, "html": part.html} for name, part in parts.items()}
-            yield f"event: parts\ndata: {json.dumps(data)}\n\n".encode()
+            yield event or b":\n\n"

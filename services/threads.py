@@ -6,6 +6,8 @@ and keep theirs.
 
 import asyncio
 import contextvars
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,7 +18,26 @@ from django.db import close_old_connections
 P = ParamSpec("P")
 R = TypeVar("R")
 
+POLITE = 10  # how nice the polite thread is: beside a busy process of weight 1024 it weighs 110 (sched(7))
+
+
+def _be_polite() -> None:
+    # On Linux a priority is a thread's, see setpriority(2), "C library/kernel differences".
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), POLITE)
+
+
 _threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="rows")
+_polite = ThreadPoolExecutor(max_workers=1, thread_name_prefix="polite", initializer=_be_polite)
+
+
+async def in_polite_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Return (or raise) what `function` does, called when the processors have nothing better to do.
+
+    It is for what nobody waits for, one at a time: CRIU and the worker go first.
+    """
+    return await asyncio.get_running_loop().run_in_executor(
+        _polite, partial(_call, function, *args, **kwargs)
+    )
 
 
 async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
