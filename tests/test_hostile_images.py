@@ -15,11 +15,21 @@ from typing import Any
 import pycriu.images
 import pytest
 
-from worker import connections, explaining, preflight, process, supervision
+from worker import (
+    carry,
+    connections,
+    explaining,
+    files,
+    preflight,
+    process,
+    restoring,
+    supervision,
+)
 from worker.errors import JobFailed
 from worker.paths import Paths
 from worker.policy import Policy
 from worker.process import Process
+from worker.trees import TreeRefused
 
 _PR_SET_NAME = 15
 
@@ -65,6 +75,60 @@ def test_files_of_criu_that_are_none(tmp_path: Path) -> None:
     large.write_bytes(whole)
     os.truncate(large, 1 << 40)
     assert connections.run_of(tmp_path) == ""
+
+
+def test_a_list_of_files_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (files.NAME, carry.INDEX, carry.PACK):
+        (tmp_path / name).touch()
+        os.truncate(tmp_path / name, 1 << 40)
+    with pytest.raises(JobFailed, match="is damaged"):
+        files.read(tmp_path)
+    with pytest.raises(JobFailed, match="it is too large"):
+        carry.read(tmp_path, {"carried": ["/srv"]})
+    # What no restore would read is not dumped.
+    data, image = tmp_path / "data", tmp_path / "image"
+    data.mkdir()
+    image.mkdir()
+    monkeypatch.setattr(files, "LARGEST_LIST", 10)
+    with pytest.raises(TreeRefused, match="too many files"):
+        carry.pack(image, [str(data)], [], 0)
+
+
+def test_an_imported_image_is_told_no_more_of_the_disk_than_its_service_could_see(folder: Path) -> None:
+    secret = folder / "secret"
+    secret.mkdir(mode=0o700)
+    (secret / "key").write_text("dear")
+    open_to_all = folder / "open"
+    open_to_all.mkdir(mode=0o755)
+    (open_to_all / "news").touch(mode=0o644)
+    known = {
+        "size": 0,
+        "mtime": 0,
+        "mode": 0o100600,
+        "inode": 1,
+        "device": 1,
+        "writes": True,
+        "appends": False,
+    }
+    record = {
+        "open": [{"path": str(secret / "key"), **known}],
+        "data": {str(secret): {}, str(open_to_all): {}},
+    }
+    (folder / files.NAME).write_text(json.dumps(record))
+    facts = {"spec": {"user": "nobody"}, "mounts": []}
+
+    here = {change.path: change.what for change in restoring._changes(folder, facts, [])}
+    assert here[str(secret / "key")].startswith("was 0 bytes")
+
+    groups = os.getgroups()
+    foreign = restoring._changes(folder, facts | {"origin": {"imported_by": "root"}}, [])
+    assert {change.path: change.what for change in foreign} == {
+        str(secret / "key"): "is not there any more",
+        str(secret): "is not there any more",
+        str(open_to_all / "news"): "is new",
+    }
+    assert (secret / "key").read_text() == "dear"
+    assert os.getgroups() == groups
 
 
 def test_an_account_that_cannot_be_read_is_not_allowed(tmp_path: Path) -> None:

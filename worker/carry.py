@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from worker.blocks import BLOCK, Short, copy, data, share
 from worker.durable import write_json
 from worker.errors import JobFailed, describe
-from worker.files import shown
+from worker.files import content_of, require_readable, shown
 from worker.places import on_host
 from worker.supervision import Running
 from worker.trees import OURS, Entry, TreeRefused, walk
@@ -190,6 +190,7 @@ def pack(image: Path, paths: Sequence[str], mounts: Iterable[Sequence[str]], own
             roots.append({"path": path, "items": list(_items(place, path, owner, content))})
         figures = content.figures
     write_json(image / INDEX, {"roots": roots}, durable=False)
+    require_readable(image / INDEX)
     return figures._replace(carry_time=round((time.monotonic() - began) * 1e6))
 
 
@@ -335,8 +336,7 @@ def read(image: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not names:
         return []
     try:
-        with (image / INDEX).open("rb") as file:
-            roots = json.load(file)["roots"]
+        roots = json.loads(content_of(image / INDEX))["roots"]
         if [root["path"] for root in roots] != names:
             raise ValueError("the manifest names other paths")
         size = (image / PACK).stat().st_size

@@ -25,11 +25,7 @@ def check(roots: Iterable[Mapping[str, Any]], spec: Mapping[str, Any]) -> None:
     Raises:
         JobFailed: something belongs to another user, or would give others' rights to who runs it.
     """
-    try:
-        account = Account(str(spec.get("user", "")), str(spec.get("group", "")))
-    except Refused as refusal:
-        report = refusal.report
-        raise JobFailed(report["code"], report["message"], report["remedy"]) from None
+    account = account_of(spec)
     if account.uid == 0:
         return
     groups = {account.gid, *account.groups}
@@ -42,6 +38,19 @@ def check(roots: Iterable[Mapping[str, Any]], spec: Mapping[str, Any]) -> None:
                 raise _refused(f"{place} would give the rights of group {item['gid']} to who runs it")
             if "security.capability" in item.get("xattrs", {}):
                 raise _refused(f"{place} would give capabilities to who runs it")
+
+
+def account_of(spec: Mapping[str, Any]) -> Account:
+    """Return the user that a spec names.
+
+    Raises:
+        JobFailed: this node has none such.
+    """
+    try:
+        return Account(str(spec.get("user", "")), str(spec.get("group", "")))
+    except Refused as refusal:
+        report = refusal.report
+        raise JobFailed(report["code"], report["message"], report["remedy"]) from None
 
 
 def _refused(why: str) -> JobFailed:

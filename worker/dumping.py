@@ -165,6 +165,7 @@ class Dump:
                 running.init.pid, self.data.compared, running.mounts, runs_on=self.leave_running
             )
             write_json(self.partial / files.NAME, found, durable=False)
+            files.require_readable(self.partial / files.NAME)
             self.shared = carry.shared_memory(found, running.mounts, self.data)
             if self.data.carried or self.shared:
                 self.tools.step("carrying data")

@@ -28,6 +28,8 @@ NAME = "disk.json"
 _OPEN_FILES = "files.img"
 """CRIU's own file of what is open."""
 MOST_LINES = 100
+LARGEST_LIST = 256 << 20
+"""Bytes of a list of files in an image: some hundred for each of a million."""
 
 Record = dict[str, Any]
 
@@ -100,6 +102,30 @@ def _content(place: str) -> dict[str, list[int]]:
     }
 
 
+def content_of(path: Path) -> bytes:
+    """Return the content of a list of files in an image, of any kind; an image may come from a stranger.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is larger than any that we write.
+    """
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size > LARGEST_LIST:
+            raise ValueError("it is too large")
+        return file.read(LARGEST_LIST)
+
+
+def require_readable(path: Path) -> None:
+    """Refuse a list that has just been written and that no restore would read.
+
+    Raises:
+        TreeRefused: there are too many files in it.
+    """
+    size = path.stat().st_size
+    if size > LARGEST_LIST:
+        raise TreeRefused(f"There are too many files in it: their list takes {size >> 20} MiB.")
+
+
 def read(image: Path) -> Record:
     """Return the record of an image; an empty one for an image without.
 
@@ -107,7 +133,7 @@ def read(image: Path) -> Record:
         JobFailed: it is none that `record` has made; an imported image may hold anything.
     """
     try:
-        found = json.loads((image / NAME).read_bytes())
+        found = json.loads(content_of(image / NAME))
     except FileNotFoundError:
         return {"open": [], "data": {}}
     except (ValueError, RecursionError):

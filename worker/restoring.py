@@ -11,7 +11,9 @@ import json
 import signal
 import socket
 import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from worker import (
     carry_rights,
     connections,
     criu,
+    eyes,
     files,
     manifest,
     mending,
@@ -109,7 +112,7 @@ def _restore(
         if carried:
             carry_rights.check(carried, facts["spec"])
         names = [root["path"] for root in carried]
-        changes = files.changes(files.read(image), facts["mounts"], restored=names)
+        changes = _changes(image, facts, names)
         files.refuse(changes, accepted=accept_changed_files)
         moved = [root for root in carried if not putback.is_unchanged(root, facts)]
         if moved:
@@ -203,6 +206,17 @@ def _converse(
     if not answer.success:
         raise explained("restore", image, log)
     return Process.of(answer.restore.pid)
+
+
+def _changes(image: Path, facts: Mapping[str, Any], restored: Sequence[str]) -> list[files.Change]:
+    """Return what of the disk is not as the image's memory believes.
+
+    What a stranger's image names is looked at as its service could: the answer tells names, sizes and times.
+    """
+    record = files.read(image)
+    as_it = eyes.of(carry_rights.account_of(facts["spec"])) if facts.get("origin") else nullcontext()
+    with as_it:
+        return files.changes(record, facts["mounts"], restored)
 
 
 def _what_is_left(tools: Tools, service_id: str, image_id: str) -> str:
