@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 
 from images.comparing import compare
 from tests.servers import PROGRAMS, ManyParts, Redis, connected, started
-from tests.stack import Stack, eventually
+from tests.stack import CHECKOUT, Stack, eventually
 from worker.image_files import Unreadable
 from worker.inspecting import apart, contents, environment
 
@@ -200,3 +202,48 @@ def test_a_bad_image_is_unreadable_and_does_no_harm(stack: Stack, folder: Path) 
         file.truncate(9)
     with pytest.raises(Unreadable, match=r"pstree\.img"):
         apart(stack.state / "images" / newer)
+
+
+ATTACK = """
+import json, os, sys
+from worker import inspecting
+
+def tried(what):
+    try:
+        what()
+    except OSError as error:
+        return type(error).__name__
+    return "done"
+
+def attack(image):
+    status = dict(line.rstrip().split(":\\t") for line in open("/proc/self/status") if ":\\t" in line)
+    return {
+        "ids": [*os.getresuid(), *os.getresgid()],
+        "status": {name: status[name] for name in ("CapEff", "CapPrm", "CapBnd", "NoNewPrivs")},
+        "read": tried(lambda: open("/etc/shadow")),
+        "image": tried(lambda: open(sys.argv[1] + "/core-1.img")),
+        "write": tried(lambda: open("/root/attack", "w")),
+        "fork": tried(os.fork),
+        "processes": len(inspecting.entries(image, "pstree.img")),
+    }
+
+inspecting.contents = attack
+inspecting._main(["contents", sys.argv[1]])
+"""
+
+
+def test_whoever_takes_over_the_reader_of_an_image_has_nothing(stack: Stack) -> None:
+    image = stack.dump(stack.create("sleep", "3600"))
+    folder = stack.folder / "state/images" / image
+    done = subprocess.run(
+        [sys.executable, "-c", ATTACK, str(folder)], cwd=CHECKOUT, capture_output=True, check=True, text=True
+    )
+    assert json.loads(done.stdout) == {
+        "ids": [65534] * 6,
+        "status": {"CapEff": "0" * 16, "CapPrm": "0" * 16, "CapBnd": "0" * 16, "NoNewPrivs": "1"},
+        "read": "PermissionError",
+        "image": "PermissionError",
+        "write": "PermissionError",
+        "fork": "BlockingIOError",
+        "processes": 2,
+    }

@@ -23,12 +23,46 @@ class Unreadable(Exception):
     """A file of an image cannot be read: missing, damaged, not of the kind that its name says, too large."""
 
 
-def opened(image: Path, name: str) -> io.BufferedReader:
+class Held:
+    """The files of an image, opened by who may before that right is given up.
+
+    Args:
+        folder: of the image.
+
+    Raises:
+        Unreadable: there is no such folder, a file is none, or there are more than can be open at once.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            names = [path.name for path in folder.iterdir() if path.suffix == ".img"]
+        except OSError as error:
+            raise Unreadable(f"{folder.name}: {error.strerror}") from None
+        self.files = {name: opened(folder, name) for name in sorted(names)}
+
+
+Image = Path | Held
+"""The folder of an image, or what was opened of it."""
+
+
+def names(image: Image, start: str) -> list[str]:
+    """Return the names of an image's files that begin so, sorted."""
+    found = image.files if isinstance(image, Held) else (path.name for path in image.glob("*.img"))
+    return sorted(name for name in found if name.startswith(start))
+
+
+def opened(image: Image, name: str) -> io.BufferedReader:
     """Open a regular file of an image, and no other.
 
     Raises:
         Unreadable: there is none.
     """
+    if isinstance(image, Held):
+        if name not in image.files:
+            raise Unreadable(f"{name}: No such file or directory")
+        again = os.fdopen(os.dup(image.files[name].fileno()), "rb")
+        again.seek(0)
+        return again
     try:
         descriptor = os.open(image / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -39,7 +73,7 @@ def opened(image: Path, name: str) -> io.BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def entries(image: Path, name: str) -> list[Entry]:
+def entries(image: Image, name: str) -> list[Entry]:
     """Return the decoded entries of one of CRIU's files.
 
     Raises:
@@ -59,17 +93,13 @@ def entries(image: Path, name: str) -> list[Entry]:
     return found
 
 
-def some_entries(image: Path, name: str) -> list[Entry]:
+def some_entries(image: Image, name: str) -> list[Entry]:
     """Return the entries of a file that an image may do without; none if it is missing.
 
     Raises:
         Unreadable: it is there and damaged.
     """
-    try:
-        (image / name).lstat()
-    except OSError:
-        return []
-    return entries(image, name)
+    return entries(image, name) if name in names(image, name) else []
 
 
 def part(entry: Entry, name: str) -> Entry:

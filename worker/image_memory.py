@@ -8,10 +8,20 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping as ReadOnly
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
-from worker.image_files import Entry, Unreadable, entries, number, opened, part, some_entries, text
+from worker.image_files import (
+    Entry,
+    Image,
+    Unreadable,
+    entries,
+    names,
+    number,
+    opened,
+    part,
+    some_entries,
+    text,
+)
 
 PAGE = 4096
 KINDS = ("heap", "stack", "anonymous", "file", "shared", "other")
@@ -64,7 +74,7 @@ class Memory:
         Unreadable: a file of it is missing or damaged.
     """
 
-    def __init__(self, image: Path, pid: int) -> None:
+    def __init__(self, image: Image, pid: int) -> None:
         self._image = image
         self.mm: Entry = next(iter(entries(image, f"mm-{pid}.img")), {})
         self._pages, self.runs = _runs(image, f"pagemap-{pid}.img")
@@ -147,7 +157,7 @@ class Shared:
         Unreadable: a map of it is damaged.
     """
 
-    def __init__(self, image: Path, files: ReadOnly[int, Entry]) -> None:
+    def __init__(self, image: Image, files: ReadOnly[int, Entry]) -> None:
         memfds = {number(entry, "inode_id"): entry for entry in some_entries(image, "memfd.img")}
         self._pieces = {
             source: number(memfds[inode], "shmid")
@@ -160,10 +170,10 @@ class Shared:
             if entry.get("name") != "/dev/zero"
         }
         self.left: dict[int, int] = {}
-        for path in sorted(image.glob("pagemap-shmem-*.img"))[:_MOST_PIECES]:
-            digits = path.stem.rpartition("-")[2]
+        for name in names(image, "pagemap-shmem-")[:_MOST_PIECES]:
+            digits = name.removesuffix(".img").rpartition("-")[2]
             if digits.isdecimal():
-                _, runs = _runs(image, path.name)
+                _, runs = _runs(image, name)
                 self.left[int(digits)] = sum(run.end - run.start for run in runs)
 
     def take(self, source: int) -> tuple[str, int]:
@@ -172,7 +182,7 @@ class Shared:
         return self._names.get(piece, "[shared]"), self.left.pop(piece, 0)
 
 
-def _runs(image: Path, name: str) -> tuple[int, list[Run]]:
+def _runs(image: Image, name: str) -> tuple[int, list[Run]]:
     """Return the number of the page file, and the present pages sorted by address without overlaps."""
     found = entries(image, name)
     if not found:

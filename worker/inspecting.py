@@ -1,7 +1,7 @@
 """What is in an image, read from CRIU's files: processes, files, sockets, memory. Knows no rows and no jobs.
 
 `python -m worker.inspecting FOLDER` prints it as JSON, in a process that may use only so much memory and
-time: an image may come from elsewhere, and what reads it is expected to be attacked.
+time, as nobody: an image may come from elsewhere, and what reads it is expected to be attacked.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from worker.image_files import Entry, Unreadable, entries, number, part, some_entries, text
+from worker.image_files import Entry, Held, Image, Unreadable, entries, number, part, some_entries, text
 from worker.image_memory import KINDS, Memory, Shared
+from worker.runmh.launch import Account
+from worker.runmh.privileges import Privileges
 from worker.sockdiag import STATES, endpoint
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ _MOST_MAPPINGS = 2000
 _MOST_WORDS, _MOST_COMMAND, _MOST_ENVIRONMENT = 64, 8 << 10, 128 << 10
 _MOST_TOLD = 16 << 20
 _MEMORY, _SECONDS = 2 << 30, 60
+_NOBODY = "65534"
 _TASKS = {1: "running", 2: "dead", 3: "stopped", 6: "zombie"}
 _PROTOCOLS = {6: "tcp", 17: "udp", 136: "udplite"}
 _UNIX_KINDS = {1: "stream", 2: "datagram", 5: "seqpacket"}
@@ -69,7 +72,7 @@ def apart(image: Path, what: str = "contents") -> dict[str, Any]:
     return found
 
 
-def contents(image: Path) -> dict[str, Any]:
+def contents(image: Image) -> dict[str, Any]:
     """Return what is in an image.
 
     Args:
@@ -148,7 +151,7 @@ def contents(image: Path) -> dict[str, Any]:
     }
 
 
-def environment(image: Path) -> dict[str, dict[str, str]]:
+def environment(image: Image) -> dict[str, dict[str, str]]:
     """Return the environment of each process of an image, values included, by the process's number.
 
     Raises:
@@ -165,7 +168,7 @@ def environment(image: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def _process(image: Path, item: Entry) -> dict[str, Any]:
+def _process(image: Image, item: Entry) -> dict[str, Any]:
     pid = number(item, "pid")
     core = next(iter(entries(image, f"core-{pid}.img")), {})
     task = part(core, "tc")
@@ -197,12 +200,12 @@ def _words(held: Memory, first: str, last: str, most: int) -> list[str]:
     return [text(word, most) for word in held.read(start, end, most).rstrip(b"\0").split(b"\0")]
 
 
-def _place(image: Path, pid: int, files: dict[int, Entry]) -> dict[str, str]:
+def _place(image: Image, pid: int, files: dict[int, Entry]) -> dict[str, str]:
     place = next(iter(some_entries(image, f"fs-{pid}.img")), {})
     return {"cwd": _path(files, number(place, "cwd_id")), "root": _path(files, number(place, "root_id"))}
 
 
-def _files(image: Path) -> dict[int, Entry]:
+def _files(image: Image) -> dict[int, Entry]:
     return {number(entry, "id"): entry for entry in some_entries(image, "files.img")}
 
 
@@ -211,7 +214,7 @@ def _path(files: dict[int, Entry], number_of_file: int) -> str:
 
 
 def _descriptors(
-    image: Path, files: dict[int, Entry], holders: dict[int, list[int]]
+    image: Image, files: dict[int, Entry], holders: dict[int, list[int]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the open files and the sockets; those that several processes share are named once."""
     deleted = {number(entry, "orig_id") for entry in some_entries(image, "remap-fpath.img")}
@@ -288,16 +291,9 @@ def _endpoint(family: int, words: object, port: int) -> str:
 
 def _main(arguments: Iterable[str]) -> None:
     what, folder = arguments
-    for limit, value in (
-        (resource.RLIMIT_AS, _MEMORY),
-        (resource.RLIMIT_CPU, _SECONDS),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(limit, (value, value))
-    os.nice(10)
     try:
-        found = {"contents": contents, "environment": environment}[what](Path(folder))
+        image = _with_nothing_else(Path(folder))
+        found = {"contents": contents, "environment": environment}[what](image)
     except Unreadable as error:
         found = {"error": text(str(error), 500)}
     except (MemoryError, RecursionError):
@@ -306,6 +302,33 @@ def _main(arguments: Iterable[str]) -> None:
     if len(told) > _MOST_TOLD:
         told = json.dumps({"error": "there is more in it than can be shown"})
     sys.stdout.write(told)
+
+
+def _with_nothing_else(folder: Path) -> Held:
+    """Open the files of an image, and give up all rights but that of telling what is in them.
+
+    Raises:
+        Unreadable: they cannot be opened.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    image = Held(folder)
+    nobody = Account(_NOBODY, "")
+    rights = Privileges({}, nobody.uid)
+    if os.geteuid() == 0:
+        rights.bound()
+        nobody.become()
+    rights.settle()
+    for limit, value in (
+        (resource.RLIMIT_AS, _MEMORY),
+        (resource.RLIMIT_CPU, _SECONDS),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NPROC, 0),
+    ):
+        resource.setrlimit(limit, (value, value))
+    os.nice(10)
+    return image
 
 
 if __name__ == "__main__":
