@@ -18,8 +18,9 @@ import pytest
 from tests.isolation import POLICY
 from tests.servers import Redis, program, started
 from tests.stack import CHECKOUT, Stack, eventually
-from worker import manifest, policy
+from worker import claims, locks, manifest, policy
 from worker.errors import JobFailed
+from worker.paths import Paths
 from worker.policy import Policy
 
 SLEEP = ("sleep", "3600")
@@ -429,6 +430,41 @@ def test_the_images_take_no_more_than_they_may(stack: Stack, folder: Path) -> No
     server.grow()
     with rules('pool = "100M"'):
         stack.dump(service)
+
+
+def test_dumps_at_once_share_what_the_images_may_take(folder: Path) -> None:
+    """One that is under way has its share for itself, until it has written or has died."""
+    paths = Paths(folder, folder, folder)
+    paths.images.mkdir()
+    mine, other, image = "1" * 32, "2" * 32, "3" * 32
+    for service in (mine, other):
+        paths.runtime(service).mkdir(parents=True)
+    most = 200 << 20
+
+    def refusal(claim: int) -> str:
+        (paths.runtime(other) / "claim.json").write_text(json.dumps({"image": image, "bytes": claim}))
+        try:
+            with claims.claimed(paths, mine, image, sleeper.pid, most, 0):
+                known = json.loads((paths.runtime(mine) / "claim.json").read_text())
+                assert 0 < known["bytes"] < most
+        except JobFailed as failure:
+            return failure.code
+        finally:
+            assert not (paths.runtime(mine) / "claim.json").exists()
+        return ""
+
+    with subprocess.Popen(SLEEP) as sleeper:
+        try:
+            assert refusal(most) == ""  # nobody is at work there any more
+            with locks.held(paths.job_lock(other)):
+                assert refusal(0) == ""
+                assert refusal(most) == "pool_full"
+                paths.partial_image(image).mkdir()
+                (paths.partial_image(image) / "pages-1.img").write_bytes(b"x" * 4096)
+                assert refusal(4096) == ""
+                assert refusal(most) == "pool_full"
+        finally:
+            sleeper.kill()
 
 
 def test_an_import_takes_no_more_than_the_images_may(stack: Stack, folder: Path) -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from worker import (
+    claims,
     connections,
     encryption,
     exporting,
@@ -211,10 +212,18 @@ class Engine:
             account = preflight.account_for_dump(running.init.pid)
             policy = self.tools.policy()
             data, size = preflight.check_data(self.paths, service_id, running, carry, policy)
-            preflight.check_room(self.paths.images, running.init.pid, policy.pool, size)
-            return Dump(
-                self.tools, service_id, image_id, running, account, leave_running, lock, options or {}, data
-            ).run()
+            with claims.claimed(self.paths, service_id, image_id, running.init.pid, policy.pool, size):
+                return Dump(
+                    self.tools,
+                    service_id,
+                    image_id,
+                    running,
+                    account,
+                    leave_running,
+                    lock,
+                    options or {},
+                    data,
+                ).run()
 
     def restore(
         self, service_id: str, image_id: str, *, accept_changed_files: bool = False, tcp_close: bool = False

@@ -122,18 +122,22 @@ def check_data(
     return Data(spec.get("data", []), carried, owner), size
 
 
-def check_room(pool: Path, init: int, most: int | None = None, data: int = 0) -> None:
+def check_room(pool: Path, init: int, most: int | None = None, data: int = 0, claimed: int = 0) -> int:
     """Refuse a dump that the pool has no room for.
 
     Args:
         most: bytes that all images together may take, by root's policy.
         data: bytes that are carried.
+        claimed: bytes that other dumps under way will need.
+
+    Returns:
+        The bytes that the dump may need.
 
     Raises:
         JobFailed: less is free, or allowed, than the service's memory, its deleted files that are still open,
             and its data may need.
     """
-    available = room_in(pool, most)
+    available = room_in(pool, most) - claimed
     pids = list(process.tree(init))
     # CRIU writes some files for all, and some for each process.
     inodes = os.statvfs(pool)
@@ -145,8 +149,9 @@ def check_room(pool: Path, init: int, most: int | None = None, data: int = 0) ->
         )
     beside = _RESERVE + data + sum(held.deleted(pids).values())
     # The quick sum counts shared memory once a process; the exact one is asked for only if it matters.
-    if available >= beside + sum(map(_resident, pids)):
-        return
+    quickly = beside + sum(map(_resident, pids))
+    if available >= quickly:
+        return quickly
     needed = beside + sum(map(memory, pids))
     if available < needed:
         raise JobFailed(
@@ -157,6 +162,7 @@ def check_room(pool: Path, init: int, most: int | None = None, data: int = 0) ->
             f" or enlarge the file system of {pool}"
             + ("." if most is None else f" and the {most / 2**20:.0f} MiB that this node's policy allows."),
         )
+    return needed
 
 
 def room_in(pool: Path, most: int | None) -> int:
@@ -167,10 +173,10 @@ def room_in(pool: Path, most: int | None) -> int:
     """
     free = os.statvfs(pool)
     available = free.f_bavail * free.f_frsize
-    return available if most is None else min(available, most - _size_of(pool))
+    return available if most is None else min(available, most - size_of(pool))
 
 
-def _size_of(pool: Path) -> int:
+def size_of(pool: Path) -> int:
     """Return the bytes that the files of a pool take on its disk, those of unfinished images too."""
     taken = 0
     for folder, _, files in os.walk(pool):
