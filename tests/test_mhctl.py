@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from mhctl.commandline import parse
 from mhctl.errors import UsageError
-from mhctl.jsontext import json_text
+from mhctl.jsontext import json_text, json_value
 from mhctl.text import command_line, moment, size, table
 from mhctl.transport import Address
 
@@ -511,8 +511,15 @@ def test_addresses() -> None:
         lambda each: st.lists(each) | st.dictionaries(st.text(), each),
     )
 )
-def test_a_request_s_body_is_json(body: Any) -> None:
+def test_a_request_s_body_is_json_and_an_answer_s_is_read(body: Any) -> None:
     assert json.loads(json_text(body)) == body
+    assert json_value(json.dumps(body, indent=1).encode() + b"\n") == body
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b'{"a":', b"[1,2", b"{} x", b'"\x01"', b'"\xff"', b"nul", b"01"])
+def test_what_is_no_json_is_a_value_error(body: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        json_value(body)
 
 
 def test_nothing_heavy_is_imported() -> None:
