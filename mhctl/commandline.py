@@ -176,6 +176,7 @@ NOUNS: dict[str, list[Verb]] = {
             Option("-f --follow", "", "go on as it writes"),
             Option("-n --lines", "N", "only the last N lines", number=True),
         ),
+        Verb("top", "[SERVICE]", "what a service uses and does now; without SERVICE, what each uses"),
         Verb(
             "set",
             "SERVICE",

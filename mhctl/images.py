@@ -53,12 +53,12 @@ def show(parsed: Parsed) -> None:
     """`mhctl image show`."""
     client = client_of(parsed)
     image = client.call("GET", path_of(parsed))
-    contents = client.call("GET", path_of(parsed, "/contents"))
+    from mhctl.looking import contents_of, image_contents
+
+    contents = contents_of(client, path_of(parsed, "/contents"))
     if parsed.options["json"]:
         put_json({**image, "contents": contents})
         return
-    from mhctl.looking import image_contents
-
     carried = ", ".join(map(plain, image.get("carried") or []))
     shown = {
         **image,

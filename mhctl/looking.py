@@ -7,11 +7,14 @@ from mhctl.errors import MhctlError
 from mhctl.jobs import client_of, print_queued, raise_unless_succeeded
 from mhctl.text import command_line, plain, put, put_json, size
 
+READ_WITHIN = 10.0  # seconds that an image's contents are waited for
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from mhctl.client import Client
     from mhctl.commandline import Parsed
 
     Json = dict[str, Any]
@@ -124,10 +127,43 @@ def _tree(processes: list[Json]) -> list[str]:
     return lines
 
 
+def until_read(look: Callable[[], Json | None]) -> Json | None:
+    """What `look` returns once it is not None; None if the worker has not read the image in a while."""
+    import time
+
+    deadline = time.monotonic() + READ_WITHIN
+    while (found := look()) is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return found
+
+
+def contents_of(client: Client, path: str) -> Json:
+    """The answer of GET images/ID/contents; of an image that was just made, when it has been read."""
+
+    def look() -> Json | None:
+        last.update(client.call("GET", path))
+        return None if last.get("state") == "pending" else last
+
+    last: Json = {}
+    return until_read(look) or last
+
+
 def compare_images(parsed: Parsed) -> None:
     """`mhctl image compare BEFORE AFTER`."""
     before, after = (segment("image", word) for word in parsed.operands)
-    found = client_of(parsed).call("GET", f"images/{before}/compare/{after}")
+    client, path = client_of(parsed), f"images/{before}/compare/{after}"
+
+    def look() -> Json | None:
+        try:
+            compared: Json = client.call("GET", path)
+        except MhctlError as error:
+            if error.code != "contents_pending":
+                raise
+            return None
+        return compared
+
+    # The last word is the API's own, should the worker be away.
+    found = until_read(look) or client.call("GET", path)
     if parsed.options["json"]:
         put_json(found)
         return

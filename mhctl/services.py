@@ -240,6 +240,13 @@ def logs(parsed: Parsed) -> None:
         response.close()
 
 
+def top(parsed: Parsed) -> None:
+    """`mhctl service top [SERVICE]`."""
+    from mhctl.using import top as look
+
+    look(parsed)
+
+
 def change(parsed: Parsed) -> None:
     """`mhctl service set`."""
     options = parsed.options
@@ -281,6 +288,7 @@ VERBS: dict[str, Callable[[Parsed], None]] = {
     "stop": stop,
     "restart": restart,
     "logs": logs,
+    "top": top,
     "set": change,
     "rename": rename,
     "delete": delete,

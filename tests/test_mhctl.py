@@ -226,6 +226,35 @@ def test_no_wait_prints_the_jobs_id_and_says_a_warning(daemon: Daemon) -> None:
     assert daemon.requests[0][1:3] == ("/api/v1/services/web%251/stop", {"grace": 0})
 
 
+def test_an_image_that_was_just_made_is_waited_for(daemon: Daemon) -> None:
+    read = {"processes": [], "memory": {}, "sockets": [], "files": [], "counts": {"files": 3}, "truncated": 0}
+    pending = iter(range(2))
+
+    def contents(handler: Handler) -> None:
+        if not handler.path.endswith("/contents"):
+            handler.say(200, IMAGE)
+        elif next(pending, None) is not None:
+            handler.say(200, {"state": "pending", "contents": None})
+        else:
+            handler.say(200, {"state": "read", "contents": read})
+
+    daemon.answer = contents
+    assert "open files: 3" in daemon.mhctl("image", "show", IMAGE_ID).stdout
+
+    unread = iter(range(2))
+
+    def compared(handler: Handler) -> None:
+        if next(unread, None) is not None:
+            handler.refuse(409, "contents_pending", "It has not been looked into yet.")
+        else:
+            sides = {side: {"object_id": IMAGE_ID} for side in ("before", "after")}
+            handler.say(200, {"same": True, **sides})
+
+    daemon.answer = compared
+    done = daemon.mhctl("image", "compare", IMAGE_ID, IMAGE_ID)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "Nothing differs.")
+
+
 def test_logs_are_passed_on_byte_by_byte_as_they_come(daemon: Daemon) -> None:
     seen = threading.Event()
 

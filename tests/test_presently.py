@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from datetime import timedelta
@@ -58,6 +60,14 @@ def test_a_running_service_is_shown_from_inside(stack: Stack, folder: Path) -> N
         *[("unix", "established")] * 2,
     ]
 
+    told = stack.mhctl("service", "top", "mixed").out
+    assert told.splitlines()[0].split() == ["PID", "UID", "STATE", "THREADS", "CPU", "MEMORY", "ARGS"]
+    assert any(
+        line.startswith(f"{main['pid']:<5} 0") and "constructs.py" in line for line in told.splitlines()
+    )
+    assert re.search(r"^tcp +listening +\S+:\d+$", told, re.MULTILINE)
+    assert json.loads(stack.mhctl("service", "top", "mixed", "--json").out)["counts"]["processes"] == 2
+
     stack.dump("mixed")
     refused = stack.api("GET", "services/mixed/now")
     assert (refused.status, refused.body["error"]["code"]) == (409, "service_not_running")
@@ -81,6 +91,10 @@ def test_the_load_of_a_service_is_sampled(stack: Stack, folder: Path) -> None:
     assert found["now"]["processes"] == 2
     assert len(found["samples"]) >= 1
     assert found["samples"][-1]["memory"] == found["now"]["memory"]
+    told = stack.mhctl("service", "top").out.splitlines()
+    assert told[0].split() == ["OBJECT_ID", "PID", "CPU", "MEMORY", "PROCESSES", "PORTS", "NAME"]
+    assert told[1].split()[0] == service
+    assert str(server.port) in told[1].split()
     assert stack.api("GET", "loads").body[service] == found["now"]
 
 
