@@ -44,22 +44,24 @@ def jobs(look: Look) -> Context:
     text = search_of(look.query)
     searched = _searched(text) if text else None
     active = Job.objects.active().values_list("status", flat=True)
-    return {
-        "table": table(
-            Job.objects.all(),
-            look.query,
-            columns=COLUMNS,
-            orders=ORDERS,
-            default="-queued",
-            filters=[
-                Filter("status", "State", [state.value for state in JobState]),
-                Filter("kind", "Kind", [kind.value for kind in JobKind]),
-            ],
-            searched=searched,
-            shown=_shown,
-        ),
-        "active": len(active),
-    }
+    found = table(
+        Job.objects.all(),
+        look.query,
+        columns=COLUMNS,
+        orders=ORDERS,
+        default="-queued",
+        filters=[
+            Filter("status", "State", [state.value for state in JobState]),
+            Filter("kind", "Kind", [kind.value for kind in JobKind]),
+        ],
+        searched=searched,
+        shown=_shown,
+    )
+    # What only looks, and what works on an image, knows its service by the id alone.
+    wanted = {job.service_ref for job in found.rows if not job.service and job.service_ref}
+    others = {each.pk: each for each in Service.objects.filter(pk__in=wanted).only("name", "argv")}
+    told = [(job, job.service or others.get(job.service_ref)) for job in found.rows]
+    return {"table": found, "told": told, "active": len(active)}
 
 
 def _searched(text: str) -> Q:
