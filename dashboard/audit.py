@@ -38,7 +38,7 @@ def _chosen(text: str) -> Q | None:
     return Q(actor=text) | begins("target_id", text)
 
 
-@page("audit.html", here="audit", parts={"audit": "_audit.html"}, topics=("audit",), admin=True)
+@page("audit.html", here="audit", parts={"audit": "_audit.html"}, topics=("audit", "jobs"), admin=True)
 def audit(look: Look) -> Context:
     """List what was done and asked for, the newest first, and what became of it."""
     found = table(
