@@ -62,13 +62,20 @@ async def events(job: Job, seconds: float) -> AsyncGenerator[JobEvent | None, No
                 yield None
 
 
-async def _wakes(job_id: str, deadline: float) -> AsyncGenerator[None, None]:
-    """Yield whenever it is worth a look at the rows: at once, at each ring, and now and then anyway."""
-    client = redis.Redis.from_url(
+def _client() -> redis.Redis:
+    """Return what subscribes without introducing itself, for it lives no longer than one wait."""
+    return redis.Redis.from_url(
         bell.redis_url(settings.CELERY_BROKER_URL),
         socket_connect_timeout=bell.TIMEOUT,
         retry=Retry(NoBackoff(), 0),
+        protocol=2,
+        driver_info=None,
     )
+
+
+async def _wakes(job_id: str, deadline: float) -> AsyncGenerator[None, None]:
+    """Yield whenever it is worth a look at the rows: at once, at each ring, and now and then anyway."""
+    client = _client()
     try:
         async with client, client.pubsub(ignore_subscribe_messages=True) as subscription:
             async with asyncio.timeout(2 * bell.TIMEOUT):
@@ -92,11 +99,7 @@ async def rings(look_anyway: float) -> AsyncGenerator[None, None]:
     Without Redis it is each half second, until Redis is there again.
     """
     while True:
-        client = redis.Redis.from_url(
-            bell.redis_url(settings.CELERY_BROKER_URL),
-            socket_connect_timeout=bell.TIMEOUT,
-            retry=Retry(NoBackoff(), 0),
-        )
+        client = _client()
         try:
             async with client, client.pubsub(ignore_subscribe_messages=True) as subscription:
                 async with asyncio.timeout(2 * bell.TIMEOUT):
