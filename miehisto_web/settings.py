@@ -177,6 +177,8 @@ CELERY_RESULT_ACCEPT_CONTENT = ["json"]
 # Nothing asks a worker anything over the queue, and so nobody can tell it anything.
 CELERY_WORKER_ENABLE_REMOTE_CONTROL = False
 CELERY_TASK_ACKS_LATE = False
+# Celery would close the database's connection around each job. `worker.tasks` looks whether it is still good.
+CELERY_DB_REUSE_MAX = 1_000_000
 CELERY_TASK_DEFAULT_QUEUE = f"node.{MIEHISTO_NODE}"
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False

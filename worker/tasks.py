@@ -15,7 +15,7 @@ from typing import Any
 from celery import shared_task
 from celery.signals import worker_process_init
 from django.conf import settings
-from django.db import DatabaseError
+from django.db import DatabaseError, close_old_connections
 from django.db import Error as DatabaseAway
 
 from services import operations
@@ -95,6 +95,7 @@ def run_job(*order: object, **more: object) -> None:
 
 
 def _run(job_id: str) -> None:
+    close_old_connections()  # it may have ended since the last job, or be past CONN_MAX_AGE
     job = _claim(job_id)
     if job is None:
         return
