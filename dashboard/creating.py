@@ -14,7 +14,7 @@ from services import inspection, operations
 from services.models import Job, Node
 from services.problems import Problem, bad_input
 
-FIELDS = ("command", "name", "user", "cwd", "env", "node")
+FIELDS = ("command", "name", "user", "cwd", "env", "node", "restore_on_boot")
 
 
 @action
@@ -27,6 +27,7 @@ def new_service(request: HttpRequest) -> HttpResponse:
         job = operations.request_create(
             **_asked(request.POST),
             name=request.POST.get("name", "").strip(),
+            restore_on_boot="restore_on_boot" in request.POST,
             actor=request.user,
             source="web",
         )

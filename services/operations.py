@@ -112,6 +112,7 @@ def adopt(
     state: ServiceState,
     actor: Actor = "rescan",
     name: str = "",
+    restore_on_boot: bool = False,
 ) -> Service:
     """Make the row of a service that has none any more, or return the one that somebody made meanwhile.
 
@@ -131,6 +132,7 @@ def adopt(
         "carry": spec.get("carry", []),
         "privileges": spec.get("privileges") or {},
         "limits": spec.get("limits") or {},
+        "restore_on_boot": restore_on_boot,
         "status": state.value,
         "created_at": now,
         "changed_at": now,

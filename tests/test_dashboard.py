@@ -233,10 +233,14 @@ def test_a_service_is_created_from_a_typed_line(admin: Client) -> None:
     made = Service.objects.get()
     assert (made.argv, made.user, made.group) == (["/bin/echo", "two words"], "nobody", "nogroup")
     assert made.env == {"A": "1", "B": "x=y"}
-    again = admin.post("/services/new/", typed)
+    assert not made.restore_on_boot
+    again = admin.post("/services/new/", typed | {"restore_on_boot": "on"})
     assert again.status_code == 409
     assert "Another service is named" in again.content.decode()
     assert "two words" in again.content.decode(), "what was typed is kept"
+    assert 'name="restore_on_boot" checked' in again.content.decode()
+    admin.post("/services/new/", typed | {"name": "other", "restore_on_boot": "on"})
+    assert Service.objects.get(name="other").restore_on_boot
     for wrong in ({"command": "'"}, {"env": "novalue"}, {"cwd": "relative"}, {"user": ""}):
         assert admin.post("/services/new/", typed | {"name": ""} | wrong).status_code == 422, wrong
 

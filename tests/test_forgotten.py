@@ -31,6 +31,13 @@ def test_an_image_brings_a_deleted_service_back(stack: Stack) -> None:
 def test_a_rescan_knows_a_service_that_runs(stack: Stack) -> None:
     witness = Witness(stack)
     image = stack.dump(witness.id, "--leave-running")
+    mark = stack.folder / "state/services" / witness.id / "restore-on-boot"
+    stack.mhctl("service", "set", "--restore-on-boot", witness.id)
+    assert eventually(mark.exists)
+    stack.mhctl("service", "set", "--no-restore-on-boot", witness.id)
+    assert eventually(lambda: not mark.exists())
+    stack.mhctl("service", "set", "--restore-on-boot", witness.id)
+    assert eventually(mark.exists)
     with closing(sqlite3.connect(stack.folder / "state/database/db.sqlite3", timeout=20)) as rows, rows:
         rows.execute("UPDATE services_job SET service_id = NULL WHERE service_id = ?", [witness.id])
         rows.execute("UPDATE images_image SET service_id = NULL WHERE service_id = ?", [witness.id])
@@ -42,4 +49,5 @@ def test_a_rescan_knows_a_service_that_runs(stack: Stack) -> None:
     assert eventually(lambda: stack.show("service", witness.id)["status"] == "running", 3)
     stack.mhctl("service", "rename", witness.id, "found")
     assert stack.show("image", image)["service_name"] == "found"
+    assert stack.show("service", witness.id)["restore_on_boot"]
     assert witness.answers_as_before()

@@ -18,7 +18,7 @@ from services.models import Job, Service
 from services.problems import Problem
 from services.states import JobState, ServiceState
 from worker import connections, supervision
-from worker.durable import write_json
+from worker.durable import sync_folder, write_json
 from worker.paths import Paths
 from worker.process import Process, parent, status
 from worker.runmh.launch import Account, Refused
@@ -50,6 +50,8 @@ class Boot:
         self._known = False
         self._boot = ""
         self._pending: dict[str, list[str]] = {}  # service → the jobs that were asked for
+        marks = paths.state_dir.glob(f"services/*/{paths.wanted_back('0' * 32).name}")
+        self._marked = {mark.parent.name for mark in marks}
 
     def look(self) -> None:
         """Find out, once, whether this is a new boot; to be called before rows are settled."""
@@ -70,10 +72,26 @@ class Boot:
 
     def sweep(self) -> None:
         """Go on with what is left to be done; to be called after rows are settled."""
+        self._mark_wanted()
         for service_id in list(self._pending):
             if self._bring_back(service_id):
                 del self._pending[service_id]
                 self._keep()
+
+    def _mark_wanted(self) -> None:
+        """Keep on the disk which services shall come back, for a rescan after the database was lost."""
+        services = Service.objects.filter(node__name=self._node)
+        wanted = set(services.filter(restore_on_boot=True).values_list("pk", flat=True))
+        for service_id in wanted - self._marked:
+            mark = self._paths.wanted_back(service_id)
+            if mark.parent.is_dir():  # it was started
+                mark.touch(mode=0o600)
+                sync_folder(mark.parent)
+                self._marked.add(service_id)
+        # A service without a row may only have lost it.
+        for (service_id,) in services.filter(pk__in=self._marked - wanted).values_list("pk"):
+            self._paths.wanted_back(service_id).unlink(missing_ok=True)
+            self._marked.discard(service_id)
 
     @property
     def _file(self) -> Path:

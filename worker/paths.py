@@ -59,6 +59,10 @@ class Paths(NamedTuple):
         """Return the file that says what a service is."""
         return self.state_dir / "services" / checked_id(service_id) / "spec.json"
 
+    def wanted_back(self, service_id: str) -> Path:
+        """Return the mark of a service that shall come back after a boot; its row may be lost."""
+        return self.spec(service_id).with_name("restore-on-boot")
+
     def runtime(self, service_id: str) -> Path:
         """Return the folder of what is true of a service until the next reboot: its state and locks."""
         return self.run_dir / "services" / checked_id(service_id)

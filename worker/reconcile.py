@@ -275,7 +275,10 @@ def rescan(paths: Paths, node: Node) -> list[str]:
             spec = json.loads(paths.spec(service_id).read_bytes())
             dumped = connections.present_image(paths, service_id) in on_disk
             state = ServiceState.DUMPED if dumped else ServiceState.EXITED
-            images.adopt_images(operations.adopt(service_id, node=node, spec=spec, state=state))
+            wanted = paths.wanted_back(service_id).exists()
+            images.adopt_images(
+                operations.adopt(service_id, node=node, spec=spec, state=state, restore_on_boot=wanted)
+            )
             found = truth(paths, service_id)
             if found is not None:
                 operations.observe(service_id, state=found.state, **found.extras())
