@@ -16,7 +16,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from images.models import Image
-from metrics.history import Histogram, History
+from metrics.history import Histogram, History, Sums
 from services.models import Job, Node, Service
 from services.states import ACTIVE_JOB, JobState, ServiceState
 
@@ -32,7 +32,7 @@ class _Rows(Collector):
         yield from _waiting()
         with _history.lock:
             _history.catch_up()
-            yield from _ended(_history)
+            yield from _ended(_history.sums)
 
 
 def text() -> bytes:
@@ -104,23 +104,23 @@ def _waiting() -> Iterator[Metric]:
     yield from (family, oldest)
 
 
-def _ended(history: History) -> Iterator[Metric]:
+def _ended(sums: Sums) -> Iterator[Metric]:
     jobs = CounterMetricFamily(
         "miehisto_jobs", "Jobs that ended, by kind and how.", labels=["node", "kind", "status"]
     )
-    for (node, kind, status), number in sorted(history.ended.items()):
+    for (node, kind, status), number in sorted(sums.ended.items()):
         jobs.add_metric([node, kind, status], number)
     written = CounterMetricFamily("miehisto_dumped_bytes", "Memory that dumps wrote.", labels=["node"])
-    for node, total in sorted(history.dumped_bytes.items()):
+    for node, total in sorted(sums.dumped_bytes.items()):
         written.add_metric([node], total)
     yield from (jobs, written)
-    yield _histogram("miehisto_job_seconds", "How long a worker had a job.", "kind", history.seconds)
-    yield _histogram("miehisto_job_wait_seconds", "How long a job was queued.", "node", history.waited)
+    yield _histogram("miehisto_job_seconds", "How long a worker had a job.", "kind", sums.seconds)
+    yield _histogram("miehisto_job_wait_seconds", "How long a job was queued.", "node", sums.waited)
     yield _histogram(
         "miehisto_dump_frozen_seconds",
         "How long a dump stopped its service, by CRIU's word.",
         "node",
-        history.frozen,
+        sums.frozen,
     )
 
 

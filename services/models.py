@@ -188,6 +188,8 @@ class Job(models.Model):
             models.Index(fields=["kind", "-queued_at", "-id"], name="services_job_by_kind"),
             models.Index(fields=["service_ref", "-queued_at", "-id"], name="services_job_by_service"),
             models.Index(fields=["image_id", "-queued_at", "-id"], name="services_job_by_image"),
+            # Few jobs fail, many are dumps: by kind alone a database would look through all of them.
+            models.Index(fields=["status", "kind", "-queued_at", "-id"], name="services_job_by_both"),
             # What a scrape of the metrics has not counted yet.
             models.Index(fields=["finished_at"], name="services_job_by_end"),
         ]
@@ -248,6 +250,16 @@ class JobLog(models.Model):
 
     def __str__(self) -> str:
         return f"log of {self.job_id}"
+
+
+class JobSums(models.Model):
+    """What the jobs that ended before a moment add up to, the one row that metrics/history.py keeps."""
+
+    until = models.DateTimeField()
+    sums = models.JSONField(default=dict)
+
+    def __str__(self) -> str:
+        return f"jobs until {self.until}"
 
 
 class ServiceEvent(models.Model):

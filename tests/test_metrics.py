@@ -73,6 +73,23 @@ def test_a_job_that_is_seen_late_is_counted() -> None:
     assert figures(families.text())["miehisto_job_seconds_count kind=dump"] == 2
 
 
+def test_the_past_is_counted_by_one_process_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = timezone.now() - timedelta(days=3)
+    ended(0.2, queued_at=before, started_at=before, finished_at=before + timedelta(seconds=0.2))
+    ended(7)
+    first = figures(families.text())
+    assert first["miehisto_job_seconds_count kind=dump"] == 2
+    Job.objects.filter(finished_at__lt=timezone.now() - timedelta(days=2)).update(finished_at=None)
+    monkeypatch.setattr(families, "_history", History())
+    assert figures(families.text()) == first
+    ended(1)
+    assert figures(families.text())["miehisto_job_seconds_count kind=dump"] == 3
+    # Another version has other bounds: it counts anew.
+    monkeypatch.setattr("metrics.history.LONG", (0.5, 20.0))
+    monkeypatch.setattr(families, "_history", History())
+    assert figures(families.text())["miehisto_job_seconds_bucket kind=dump le=20.0"] == 2
+
+
 def test_services_images_queue_and_pool_are_told() -> None:
     node = Node.objects.local()
     Node.objects.filter(pk=node.pk).update(
