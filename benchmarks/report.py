@@ -108,7 +108,11 @@ def pages(found: dict[str, Any]) -> str:
     head = [part for name in names for part in (f"{name}: p50, ms", "p95, ms")]
     text += table(["page", "KiB", *head], rows)
     first = [f"{name} {found['on'][name]['pages']['metrics']['first']:.1f} s" for name in names]
-    text += f"The first scrape of the metrics counts all jobs, once a process: {', '.join(first)}.\n\n"
+    again = [f"{name} {found['on'][name]['scraped anew']:.2f} s" for name in names]
+    text += (
+        f"The first scrape of the metrics counts all jobs: {', '.join(first)}. Their sums are kept,\n"
+        f"so another process's first one counts only those of two days: {', '.join(again)}.\n\n"
+    )
     return text + _views(found["on"][names[0]]["views"]) + _watched(found["on"])
 
 
