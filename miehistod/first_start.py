@@ -11,6 +11,8 @@ from miehistod.launch import Launcher
 
 ADMIN = "admin"
 WRONG_SETTING = 3
+TOO_NEW = 4
+UPGRADE = "Start that version here too, or go back with its backup (docs/how-to/upgrade.md)."
 FROM_DJANGO = "Mend the setting that is named (docs/settings.md), or the database that DATABASE_URL names."
 
 
@@ -34,17 +36,18 @@ try:
         if encoding != "UTF8":
             again = "make it anew with `createdb --encoding UTF8 --template template0`"
             sys.exit(f"Its encoding is {encoding}: {again}.")
+    loader = MigrationExecutor(connection).loader
+    newer = sorted(loader.applied_migrations.keys() - loader.disk_migrations.keys())
+    newer = [name for name in newer if name[0] in loader.migrated_apps]
+    if newer:
+        sys.stderr.write("It belongs to a newer Miehist\u00f6, with " + ", ".join(map(".".join, newer)) + ".")
+        sys.exit(4)
     if "migrate" in sys.argv:
         call_command("migrate", interactive=False, verbosity=0)
     else:
-        loader = MigrationExecutor(connection).loader
         missing = sorted(loader.graph.nodes.keys() - loader.applied_migrations.keys())
         if missing:
             sys.exit("It lacks " + ", ".join(map(".".join, missing)) + ": run `miehistod --prepare`.")
-        newer = sorted(loader.applied_migrations.keys() - loader.disk_migrations.keys())
-        newer = [name for name in newer if name[0] in loader.migrated_apps]
-        if newer:
-            sys.exit("It belongs to a newer Miehist\u00f6, with " + ", ".join(map(".".join, newer)) + ".")
     if "token" in sys.argv:
         call_command("daemon_token")
 except (EnvError, ImproperlyConfigured) as error:
@@ -73,7 +76,8 @@ def prepare_database(launcher: Launcher, *, migrate: bool = True, make_token: bo
         raise CannotRun(message if message.endswith(".") else f"{message}.", remedy or FROM_DJANGO)
     if done.returncode != 0 or (make_token and not token):
         raise CannotRun(
-            f"The database cannot be prepared:\n{_last_lines(done.stderr or done.stdout)}", FROM_DJANGO
+            f"The database cannot be prepared:\n{_last_lines(done.stderr or done.stdout)}",
+            UPGRADE if done.returncode == TOO_NEW else FROM_DJANGO,
         )
     if make_token:
         write_private(launcher.settings.run_dir / "token", token + "\n")

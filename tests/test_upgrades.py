@@ -22,7 +22,7 @@ import pytest
 
 from tests.isolation import FOLDER
 from tests.servers import Redis, folder, started
-from tests.stack import CHECKOUT, Answer, Stack
+from tests.stack import CHECKOUT, Answer, Stack, living
 from tests.test_postgresql import Database, database
 from worker import files, manifest
 
@@ -184,6 +184,29 @@ def test_a_worker_says_so_when_a_newer_site_asks_for_what_it_does_not_know(stack
     retried = stack.api("POST", f"jobs/{job['object_id']}/retry", {})
     assert retried.status == 409 and retried.body["error"]["code"] == "not_retryable"
     assert "teleport" in stack.mhctl("job", "list").out
+
+
+def test_an_older_worker_works_on_in_a_newer_database_and_is_not_started_on_it() -> None:
+    """What a later version may add: columns that may be empty, and columns that fill themselves."""
+    with living(Stack, "in-a-newer-database") as stack:
+        path = stack.folder / "state/database/db.sqlite3"
+        with closing(sqlite3.connect(path, timeout=60)) as connection, connection:
+            for table in ("services_service", "services_job", "services_jobevent", "images_image"):
+                connection.execute(f"ALTER TABLE {table} ADD COLUMN later_note varchar(9) NULL")
+                connection.execute(f"ALTER TABLE {table} ADD COLUMN later_count integer NOT NULL DEFAULT 7")
+            connection.execute(
+                "INSERT INTO django_migrations (app, name, applied) "
+                "VALUES ('services', '9999_later', '2030-01-01')"
+            )
+        service = stack.create("sleep", "1000")
+        stack.restore(stack.dump(service))
+        assert stack.show("service", service)["status"] == "running"
+        stack.mhctl("service", "stop", service)
+    for words in (["--only", "worker"], ["--prepare"], []):
+        refused = run(stack, "-m", "miehistod.main", *words)
+        assert refused.code == 1
+        assert "It belongs to a newer Miehistö, with services.9999_later." in refused.err
+        assert "Start that version here too" in refused.err
 
 
 @contextmanager
