@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.isolation import FOLDER
-from tests.stack import Stack, eventually, free_port, get_page
+from tests.stack import CHECKOUT, Stack, eventually, free_port, get_page
 
 
 class Database:
@@ -97,6 +97,45 @@ def test_the_main_job_on_postgresql(database: Database) -> None:
         assert get_page(port, "hostname") == content
         os.kill(stack.show("service", "web")["pid"], signal.SIGKILL)
         assert eventually(lambda: stack.show("service", "web")["status"] == "exited", 20)
-        stack.clear()
+
+        stack.mhctl("service", "start", "web")
+        eventually(lambda: get_page(port, "hostname"))
+        last = stack.dump("web")
     finally:
         stack.stop()
+    other = backed_up(stack, database)
+    other.start()
+    try:
+        assert other.mhctl("service", "restore", "web").out.strip() == last
+        assert get_page(port, "hostname") == content
+        assert other.show("service", "web")["object_id"] == service
+        assert other.show("job", job)["status"] == "succeeded"
+        other.clear()
+    finally:
+        other.stop()
+
+
+def backed_up(stack: Stack, database: Database) -> Stack:
+    """Return a new node with a backup of one that has ended, made as docs/how-to/back-up.md says."""
+    place = FOLDER / "node-from-a-backup"
+    place.mkdir(mode=0o755)
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))[-1]
+    where = ["-h", database.url.partition("host=")[2], "-U", "miehisto"]
+    state = stack.folder / "state"
+    other = Stack(place)
+    other.environment["DATABASE_URL"] = database.url.replace("/miehisto?", "/another?")
+
+    def run(*words: str | Path) -> None:
+        done = subprocess.run(
+            words, env=other.environment, cwd=CHECKOUT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}"
+
+    run(programs / "pg_dump", *where, "--format=custom", f"--file={place}/db.dump", "miehisto")
+    run("tar", "-C", state, "-cf", place / "pool.tar", "--exclude=images/.*", "images", "services")
+    run(programs / "createdb", *where, "another")
+    run(*other.command, "--prepare")
+    run(programs / "pg_restore", *where, "--clean", "--if-exists", "--dbname=another", place / "db.dump")
+    run("cp", "-a", state / "database/secret_key", place / "state/database")
+    run("tar", "-C", place / "state", "-xpf", place / "pool.tar")
+    return other
