@@ -100,7 +100,7 @@ _FOR_SERVICES = (
             Option(
                 "ghost_limit",
                 "Deleted files up to (MiB)",
-                "A deleted file that it still has open goes into the image up to this size; 1 if left empty.",
+                "Up to this size a deleted file that is still open goes into the image; 256 if left empty.",
                 "mebibytes",
                 rare=True,
             ),
@@ -114,7 +114,7 @@ _FOR_SERVICES = (
             Option(
                 "freeze_timeout",
                 "Seconds to freeze",
-                "So long its processes may take to stand still before the dump gives up.",
+                "So long its processes may take to stand still before the dump gives up; 10 if left empty.",
                 "seconds",
                 rare=True,
             ),

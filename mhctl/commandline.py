@@ -88,9 +88,16 @@ TCP_CLOSE = Option("--tcp-close", "", "drop open TCP connections instead of keep
 DUMPING = (
     TCP_CLOSE,
     Option("--tcp-skip-in-flight", "", "leave out connections that were not accepted yet"),
-    Option("--ghost-limit", "BYTES", "take deleted open files up to this size", number=True),
+    Option(
+        "--ghost-limit", "BYTES", "take deleted open files up to this size (default: 256 MiB)", number=True
+    ),
     Option("--force-irmap", "DIR", "search this folder for files that are watched", many=True),
-    Option("--freeze-timeout", "SECONDS", "give up if the processes do not freeze", number=True),
+    Option(
+        "--freeze-timeout",
+        "SECONDS",
+        "give up if the processes do not freeze in time (default: 10)",
+        number=True,
+    ),
     Option("--carry", "PATH", "hold this file or folder of its data in the image, too", many=True),
 )
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import User
 from django.db import connection
+from django.template.loader import render_to_string
 from django.test import AsyncClient, Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -335,9 +336,13 @@ def test_a_dry_run_calls_the_options_as_the_dialog_does(admin: Client) -> None:
     }
     operations.succeed(job, service_state=None, result=found, statistics={})
     page = text_of(admin, f"/jobs/{job.pk}/")
-    assert 'data-choose="ghost_limit" data-value="3"' in page
+    assert "Deleted files up to (MiB): 3" in page
     assert "(option “Deleted files up to (MiB)”)" in page
-    assert "ghost_limit." not in page
+    assert "ghost_limit" not in page
+    in_the_dialog = render_to_string(
+        "services/_dry_run.html", {"job": Job.objects.get(pk=job.pk), "found": found}
+    )
+    assert 'data-choose="ghost_limit" data-value="3"' in in_the_dialog
 
 
 def test_the_admin_pages_ask_by_the_same_operations(admin: Client) -> None:

@@ -141,10 +141,13 @@ def short(identifier: str) -> str:
     return identifier[:12]
 
 
+_WORDS = {"check_service": "dry run", "check": "check of the node", "read_environment": "show environment"}
+
+
 @register.filter
 def words(kind: str) -> str:
     """Return a kind of job or an action as words: delete_image → delete image."""
-    return kind.replace("_", " ")
+    return _WORDS.get(kind) or kind.replace("_", " ")
 
 
 @register.filter
