@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.refusals import Witness
 from tests.servers import (
     Gunicorn,
     ManyParts,
@@ -84,6 +85,16 @@ def test_a_client_of_redis_goes_on_over_the_same_connection(stack: Stack, folder
     with connected(server.port) as client:
         assert client.ask("SELECT 5") == "+OK"
         assert client.ask("GET fruit", lines=2) == "pear"
+
+
+def test_a_restore_without_connections_leaves_the_firewall_alone(stack: Stack) -> None:
+    """The kernel would take longer to find no table there than CRIU takes to copy a small memory."""
+    witness = Witness(stack)
+    stack.restore(stack.dump(witness.id))
+    assert witness.answers_as_before()
+    said = (stack.folder / "run" / "services" / witness.id / "criu" / "restore.log").read_text()
+    assert "Unlock network" in said
+    assert "delete table" not in said
 
 
 def test_a_session_of_postgresql_goes_on(stack: Stack, folder: Path) -> None:

@@ -197,6 +197,7 @@ class Dump:
             "pages_bytes": sum(path.stat().st_size for path in self.partial.glob("pages-*.img")),
         }
         try:
+            connections.spare_unlocking(self.partial)
             self.sealed = manifest.seal(self.partial, self.final, facts, self.sums)
         except OSError as error:
             self.sealing_failed = error
