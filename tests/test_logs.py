@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from miehistod.saying import say_json
 from tests.isolation import FOLDER
 from tests.stack import CHECKOUT, Stack
 
@@ -36,6 +39,10 @@ def test_a_node_writes_one_object_a_line_with_the_ids_of_job_and_service() -> No
         assert {"time", "part", "message"} <= entry.keys(), entry
     assert {"miehistod", "worker", "site"} <= {entry["part"] for entry in said}
     assert any(entry["message"] == "stopped" for entry in said if entry["part"] == "miehistod")
+    asked = [entry for entry in said if entry.get("path", "").startswith("/api/v1/services")]
+    assert {(entry["method"], entry["status"]) for entry in asked} >= {("POST", 200), ("GET", 200)}
+    assert all(entry["part"] == "site" and entry["milliseconds"] >= 0 for entry in asked)
+    assert all("level" in entry for entry in said if entry["part"] == "redis"), said
     for number, job in jobs.items():
         about = [entry for entry in said if entry.get("job") == number]
         assert about, f"nothing is said of {job}"
@@ -43,6 +50,34 @@ def test_a_node_writes_one_object_a_line_with_the_ids_of_job_and_service() -> No
         warned = any(entry["level"] == "warning" for entry in about)
         assert warned is (job["status"] == "failed"), about
     assert service in {job["service"] for job in jobs.values()}
+
+
+@pytest.mark.parametrize(
+    ("line", "fields"),
+    [
+        (
+            "redis     | 13:M 23 Nov 2026 23:20:31.288 # Memory is short",
+            {"part": "redis", "level": "warning", "message": "Memory is short"},
+        ),
+        (
+            "site      | [2026-11-23 23:20:32 +0000] [21] [INFO] Starting gunicorn",
+            {"part": "site", "level": "info", "message": "Starting gunicorn"},
+        ),
+        (
+            'site      | 404 GET /a b","job":"x 12ms',
+            {"part": "site", "level": "info", "status": 404, "method": "GET", "milliseconds": 12}
+            | {"path": '/a b","job":"x', "message": '404 GET /a b","job":"x 12ms'},
+        ),
+        ("site      | Traceback:", {"part": "site", "message": "Traceback:"}),
+    ],
+)
+def test_lines_of_programs_that_know_no_json_are_taken_apart(
+    line: str, fields: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    say_json(line)
+    entry = json.loads(capsys.readouterr().out)
+    assert entry.pop("time")
+    assert entry == fields
 
 
 def test_a_traceback_is_a_part_of_its_line() -> None:
