@@ -85,7 +85,17 @@ def _code(work: Path) -> None:
     junk = shutil.ignore_patterns("__pycache__")
     for name in (*PACKAGES, "scripts", "static", "templates"):
         shutil.copytree(ROOT / name, home / name, ignore=junk)
-    for name in ("audit", "demo", "lock", "setup", "deb.py", "install.py", "licences.py", "links.py"):
+    for name in (
+        "audit",
+        "demo",
+        "lock",
+        "setup",
+        "deb.py",
+        "install.py",
+        "licences.py",
+        "links.py",
+        "manpages.py",
+    ):
         (home / "scripts" / name).unlink()
     shutil.copy2(ROOT / "manage.py", home)
 
@@ -156,9 +166,18 @@ def _system(work: Path) -> None:
         f" -- Miehistö maintainers <miehisto@localhost.localdomain>  {at}\n"
     )
     (doc / "changelog.gz").write_bytes(gzip.compress(changes.encode(), mtime=0))
+    _manuals(work)
     overrides = work / "usr/share/lintian/overrides/miehisto"
     overrides.parent.mkdir(parents=True)
     shutil.copy2(PACKAGING / "lintian-overrides", overrides)
+
+
+def _manuals(work: Path) -> None:
+    # In a process of its own: this one runs before Django has settings.
+    program = "from scripts.manpages import write; import sys, pathlib; write(pathlib.Path(sys.argv[1]))"
+    words: list[str | Path] = [sys.executable, "-B", "-c", program, work / "usr/share/man"]
+    environment = {"DJANGO_SETTINGS_MODULE": "miehisto_web.settings", "DATABASE_URL": "sqlite:///:memory:"}
+    run(words, cwd=ROOT, env=environment, otherwise="The manual pages cannot be made.")
 
 
 def _normalise(work: Path) -> None:
