@@ -3,7 +3,8 @@
 A ``console`` block holds commands after ``$ `` and what they print. Ids, process ids, sizes and times may
 differ from the page's; an id or a process id that a page has shown stands for the real one in its later
 commands. ``…`` stands for anything, and as a line for any lines. A block after ``<!-- file: PATH -->`` is
-that file. An ``sh`` block is not run and has to say why, in ``<!-- not run: REASON -->`` before it.
+that file. An ``sh`` block is typed by another test, named in ``<!-- run by: COMMAND -->`` before it, or by
+none, and ``<!-- not run: REASON -->`` says why.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Page:
 
     Attributes:
         not_run: the reason and the text of each block that is not run.
+        run_by: the command of the test that runs a block, and the block's text.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,15 +56,18 @@ class Page:
         self.files: dict[str, str] = {}
         self.steps: list[Step] = []
         self.not_run: list[tuple[str, str]] = []
+        self.run_by: list[tuple[str, str]] = []
         for block in _BLOCK.finditer(path.read_text(encoding="utf-8")):
             note = block["note"] or ""
             if note.startswith("file: "):
                 self.files[note.removeprefix("file: ")] = block["text"]
             elif block["kind"] == "sh":
-                assert note.startswith("not run: "), (
-                    f"{path.name}: this says not why it is not run: {block[0]}"
+                how, _, what = note.partition(": ")
+                known = {"not run": self.not_run, "run by": self.run_by}
+                assert how in known, (
+                    f"{path.name}: this does not say what runs it, or why nothing: {block[0]}"
                 )
-                self.not_run.append((note.removeprefix("not run: "), block["text"]))
+                known[how].append((what, block["text"]))
             elif block["kind"] == "console":
                 self.steps += _steps(block["text"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-import secrets
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -13,28 +13,38 @@ from pathlib import Path
 import pytest
 
 from tests.compose.engine import Engine
+from tests.debian_root import run
+from tests.pages import Page
 from tests.stack import CHECKOUT, eventually, free_port
 
+PAGE = Page(CHECKOUT / "docs/compose.md")
 IGNORED = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "test-artifacts")
 
 
 class Compose:
     """The project of docker-compose.yml, from a copy of this checkout."""
 
+    said = ""
+    """What the commands of the page printed."""
+
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.folder = engine.state / "checkout"
         self.port = free_port()
         shutil.copytree(CHECKOUT, self.folder, ignore=IGNORED, symlinks=True)
-        (self.folder / "secrets").mkdir()
-        password = self.folder / "secrets/database_password"
-        password.write_text(secrets.token_hex(24) + "\n")
-        password.chmod(0o600)
         engine.environment["MIEHISTO_PUBLISH"] = f"127.0.0.1:{self.port}"
 
     def __call__(self, *words: str, timeout: float = 600) -> str:
         """Run `docker compose` with these words."""
         return self.engine.docker("compose", "--project-directory", str(self.folder), *words, timeout=timeout)
+
+    def type(self, commands: str) -> str:
+        """Type commands of a page in the checkout's folder, where `docker` is the engine's client."""
+        programs = self.engine.state / "bin"
+        programs.mkdir()
+        (programs / "docker").symlink_to(self.engine.kept / "root/usr/bin/docker")
+        environment = {**self.engine.environment, "PATH": f"{programs}:{os.environ['PATH']}"}
+        return run("bash", "-ec", f'cd "$0"\n{commands}', self.folder, timeout=600, **environment)
 
     def mhctl(self, *words: str) -> str:
         """Run mhctl in the worker's container."""
@@ -53,7 +63,8 @@ def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
         engine.start()
         made = Compose(engine)
         try:
-            made("up", "--build", "--detach", "--wait", "--wait-timeout", "120")
+            (block,) = [text for command, text in PAGE.run_by if command == "make test-compose"]
+            made.said = made.type(block)
             yield made
         except AssertionError:
             sys.stderr.write(made("logs", "--no-color", "--tail", "50"))
@@ -79,6 +90,12 @@ def test_the_dashboard_is_published_on_this_host_alone(compose: Compose) -> None
     assert status == 200
     assert "Miehistö" in text
     assert compose("port", "site", "14444").strip() == f"127.0.0.1:{compose.port}"
+
+
+def test_the_commands_of_the_page_print_the_check_and_the_password(compose: Compose) -> None:
+    assert "dump and restore ok" in compose.said
+    password = compose("exec", "-T", "worker", "cat", "/var/lib/miehisto/admin_password").strip()
+    assert compose.said.rstrip().endswith(password) and len(password) > 10
 
 
 def test_this_host_passes_its_check(compose: Compose) -> None:

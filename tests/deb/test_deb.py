@@ -14,7 +14,10 @@ import pytest
 from mhctl import __version__
 from scripts.host import check_host, install_packages
 from tests.debian_root import apt, bootstrap, forbid_starts, kept, run
+from tests.pages import Page
 from tests.stack import CHECKOUT
+
+OLDER = "0.0.1"
 
 # What is mounted is seen by this process tree alone. CRIU wants a root that is a mount, so no chroot will do.
 _INSIDE = """
@@ -33,17 +36,39 @@ rmdir /old
 exec "$@"
 """
 
-_A_NODE = """
-miehistod >/run/miehistod.log 2>&1 &
-for _ in $(seq 600); do grep -q ^ready /run/miehistod.log && break; sleep 0.1; done
-service=$(mhctl service create --restore-on-boot sleep 3600) &&
-    image=$(basename "$(mhctl service drain)") &&
-    mhctl service restore --from "$image" &&
-    mhctl service list &&
-    mhctl service delete --stop "$service" >/dev/null || cat /run/miehistod.log
-kill $!
-wait
+# As an upgrade under systemd does it: the parts end, services run on, the parts start.
+_AN_UPGRADE = """
+set -e
+start() {
+    miehistod >/run/miehistod.log 2>&1 &
+    daemon=$!
+    for _ in $(seq 1200); do grep -q ^ready /run/miehistod.log && return; sleep 0.1; done
+    cat /run/miehistod.log
+    exit 1
+}
+end() { kill $daemon; wait $daemon || true; }
+start
+mhctl --version
+mhctl service create --name running sleep 3600
+mhctl service create --name stored --restore-on-boot sleep 3601
+image=$(basename "$(mhctl service drain)")
+mhctl service list >/run/before
+end
+miehisto-manage migrate -v 0 services 0012  # an older version knows less
+dpkg -i "$1"
+if miehisto-manage showmigrations --plan | grep -F "[ ]"; then exit 1; fi
+start
+mhctl --version
+eval "$2"
+mhctl service list | diff /run/before -
+mhctl service restore --from "$image"
+mhctl service list
+mhctl service delete --stop running
+mhctl service delete --stop stored
+end
+echo upgraded
 """
+PAGE = Page(CHECKOUT / "docs/install.md")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +121,7 @@ class Clean:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=400,
+            timeout=900,
             check=False,
         )
         assert done.returncode == 0, f"{words}\n{done.stdout[-4000:]}"
@@ -123,9 +148,27 @@ def test_lintian_finds_nothing(package: Path) -> None:
     assert "E: " not in said and "W: " not in said
 
 
-def test_it_is_installed_used_removed_and_purged(package: Path, debian: Clean) -> None:
+def older(package: Path, work: Path, root: Path) -> None:
+    """Put the package into a root's folder /older as one of a version before it; the code is the same."""
+    run("dpkg-deb", "-R", package, work / "older")
+    for name in ("DEBIAN/control", "usr/lib/miehisto/mhctl/__init__.py"):
+        path = work / "older" / name
+        text = path.read_text(encoding="utf-8")
+        assert __version__ in text
+        path.write_text(text.replace(__version__, OLDER, 1), encoding="utf-8")
+    (root / "older").mkdir()
+    goal = root / "older" / package.name.replace(__version__, OLDER)
+    run("dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", work / "older", goal)
+
+
+def test_it_is_installed_upgraded_removed_and_purged(package: Path, debian: Clean, tmp_path: Path) -> None:
     (debian.root / package.name).write_bytes(package.read_bytes())
-    said = debian.run("apt-get", "-q", "-y", "install", "--no-install-recommends", f"/{package.name}")
+    older(package, tmp_path, debian.root)
+    (debian.root / "etc/apt/apt.conf.d/98yes").write_text('APT::Get::Assume-Yes "true";\n')
+    (typed,) = [text.splitlines() for command, text in PAGE.run_by if command == "make test-deb"]
+    install, set_up, look = typed
+    said = debian.run("sh", "-c", f"cd /older && {install}")
+    shutil.rmtree(debian.root / "older")
     assert "miehisto-setup" in said, "the operator is told what is left to be done"
     assert "not prepared" not in said
 
@@ -133,7 +176,7 @@ def test_it_is_installed_used_removed_and_purged(package: Path, debian: Clean) -
     assert (state / "database/db.sqlite3").exists() and (state / "admin_password").exists()
     assert (debian.root / "etc/systemd/system/multi-user.target.wants/miehisto.target").is_symlink()
     assert list((debian.root / "opt/miehisto/bin").glob("tini-*"))
-    assert debian.run("mhctl", "--version") == f"mhctl {__version__}\n"
+    assert debian.run("mhctl", "--version") == f"mhctl {OLDER}\n"
     debian.run("miehistod", "--prepare")
     assert "miehisto.E" not in debian.run("miehisto-manage", "check")
     assert debian.run("miehisto-manage", "showmigrations", "--plan").count("[ ]") == 0
@@ -146,12 +189,13 @@ def test_it_is_installed_used_removed_and_purged(package: Path, debian: Clean) -
         shutil.copytree(tree, debian.root / tree.relative_to("/"), symlinks=True)
     else:  # this release's own one works on this kernel
         debian.run("apt-get", "-q", "-y", "install", "--no-install-recommends", "criu", "python3-pycriu")
-    assert "dumped and restored the probe" in debian.run("miehisto-setup", alone=True)
-    said = debian.run("sh", "-c", _A_NODE, alone=True)
-    assert said.count("sleep 3600") == 1 and "OBJECT_ID" in said, said
+    assert "dumped and restored the probe" in debian.run(*set_up.split(), alone=True)
 
     password = (state / "admin_password").read_text()
-    debian.run("apt-get", "-q", "-y", "install", "--reinstall", f"/{package.name}")
+    said = debian.run("sh", "-c", _AN_UPGRADE, "upgrade", f"/{package.name}", look, alone=True)
+    assert said.endswith("upgraded\n") and f"mhctl {__version__}\n" in said, said
+    assert said.count("sleep 3600") == said.count("sleep 3601") == 1, said
+    assert "dump and restore ok" in said, said
     assert (state / "admin_password").read_text() == password
 
     debian.run("apt-get", "-q", "-y", "remove", "miehisto")
