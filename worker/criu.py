@@ -25,7 +25,7 @@ import pycriu.images
 import pycriu.rpc_pb2 as rpc
 
 from worker.errors import JobFailed, describe
-from worker.process import Process
+from worker.process import Process, holders
 from worker.runmh.launch import DEFAULT_PATH
 
 log = logging.getLogger(__name__)
@@ -264,12 +264,9 @@ def kill_holder(lock: Path) -> bool:
         lock: the lock file, which it has inherited.
     """
     killed = False
-    for folder in Path("/proc").glob("[0-9]*/fd"):
-        process = Process.of(int(folder.parent.name))
+    for process in holders(str(lock)):
         with suppress(OSError):
-            if (folder.parent / "comm").read_text().strip() != "criu" or process is None:
-                continue
-            if any(link.exists() and link.samefile(lock) for link in folder.iterdir()):
+            if Path(f"/proc/{process.pid}/comm").read_text().strip() == "criu":
                 killed |= process.signal(signal.SIGKILL)
     return killed
 

@@ -112,3 +112,29 @@ def status(pid: int) -> dict[str, str]:
             return {name: value.strip() for name, _, value in rows}
     except (FileNotFoundError, ProcessLookupError):
         return {}
+
+
+def holders(path: str) -> Iterator[Process]:
+    """Yield the processes that have the file at `path` open; a file that is not there has none."""
+    try:
+        wanted = os.stat(path)
+    except FileNotFoundError:
+        return
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        process = Process.of(int(name))
+        if process is not None and any(
+            (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino) for found in _open_files(name)
+        ):
+            yield process
+
+
+def _open_files(pid: str) -> Iterator[os.stat_result]:
+    try:
+        numbers = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return  # it has ended
+    for number in numbers:
+        try:
+            yield os.stat(f"/proc/{pid}/fd/{number}")
+        except OSError:
+            continue

@@ -112,7 +112,7 @@ def settle_lost_jobs(paths: Paths, node: str, overdue: Callable[[str], bool] = l
     Args:
         paths: the node's folders.
         node: its name.
-        overdue: whether a CRIU that still works for this job has had its time, and is killed.
+        overdue: whether a CRIU or a supervisor that still works for this job has had its time, and is killed.
 
     Returns:
         How many were ended.
@@ -128,6 +128,7 @@ def settle_lost_jobs(paths: Paths, node: str, overdue: Callable[[str], bool] = l
                 ended += 1
             elif overdue(job.pk):
                 criu.kill_holder(paths.job_lock(job.service_ref))
+                supervision.end_hung(paths, job.service_ref)
     return ended
 
 

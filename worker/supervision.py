@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ from worker import locks, spares
 from worker.durable import write_json
 from worker.errors import JobFailed
 from worker.paths import Paths
-from worker.process import Process
+from worker.process import Process, children, holders
 
 log = logging.getLogger(__name__)
 
@@ -308,6 +309,27 @@ def is_at_work(paths: Paths, service_id: str) -> bool:
             return False
     found = running(paths, service_id)
     return found is None or not found.runmh.alive()
+
+
+def end_hung(paths: Paths, service_id: str) -> None:
+    """End a supervisor that hangs before its service runs or after it has ended, and what it has launched.
+
+    To be called when it has had its time and nobody waits for it any more: its lock keeps every job off.
+    """
+    if not is_at_work(paths, service_id):
+        return
+    for holder in holders(str(paths.runtime(service_id) / "lock")):
+        with contextlib.suppress(OSError):
+            if b"runmh" not in Path(f"/proc/{holder.pid}/cmdline").read_bytes():
+                continue  # who only asks whether the lock is free
+            log.warning(
+                "service %s: its supervisor hangs and is ended", service_id, extra={"service": service_id}
+            )
+            # The service first: it must not run on with nobody to watch it.
+            for child in children(holder.pid):
+                if found := Process.of(child):
+                    found.signal(signal.SIGKILL)
+            holder.signal(signal.SIGKILL)
 
 
 def _running(state: Mapping[str, Any]) -> Running:
