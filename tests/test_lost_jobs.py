@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from services import operations
+from services.models import Job
+from services.states import JobKind
 from tests.rows import made_service, running_service
 from tests.stack import eventually
-from worker import locks, process, reconcile, supervision, tasks
+from worker import handlers, locks, process, reconcile, supervision, tasks
+from worker.durable import write_json
 from worker.errors import JobFailed
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -76,3 +82,76 @@ def test_a_supervisor_that_hangs_is_ended_with_its_job() -> None:
     assert job.status == "lost"
     assert service.status == "created"
     operations.request_start(service, actor="root", source="manage")
+
+
+def taken(kind: JobKind, options: dict[str, Any] | None = None) -> Job:
+    """Return a job on a running service, as this process has taken it."""
+    service = running_service()
+    job = operations.request_stop(service, actor="root", source="manage")
+    Job.objects.filter(pk=job.pk).update(kind=kind, options=options or {})
+    found = operations.claim(job.pk, worker=reconcile.identity(service.node.name))
+    assert found
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [(JobKind.STOP, {}), (JobKind.DELETE_SERVICE, {"stop": True}), (JobKind.RESTART, {})]
+)
+def test_what_goes_wrong_after_a_service_was_stopped_does_not_leave_it_running(
+    monkeypatch: pytest.MonkeyPatch, kind: JobKind, options: dict[str, Any]
+) -> None:
+    job = taken(kind, options)
+    monkeypatch.setitem(handlers.HANDLERS, kind, failing(OSError("the disk is broken")))
+    tasks._carry_out(job)
+    job.refresh_from_db()
+    assert job.service
+    assert (job.status, job.service.status) == ("errored", "failed" if kind == "restart" else "stopped")
+
+
+def failing(error: Exception) -> Callable[..., Any]:
+    def handler(*_: object) -> None:
+        raise error
+
+    return handler
+
+
+@pytest.mark.parametrize("where", ["truth", "succeed"])
+def test_a_job_ends_whatever_goes_wrong_when_its_end_is_written(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Its worker lives, so nobody else would ever end it."""
+    job = taken(JobKind.DUMP)
+    if where == "truth":
+        monkeypatch.setattr(reconcile, "truth", failing(OSError("the disk is broken")))
+        monkeypatch.setitem(handlers.HANDLERS, JobKind.DUMP, failing(JobFailed("x", "It failed.", "")))
+    else:
+        monkeypatch.setattr(operations, "succeed", failing(ValueError("no such transition")))
+        monkeypatch.setitem(handlers.HANDLERS, JobKind.DUMP, lambda *_: handlers.Outcome())
+    tasks._carry_out(job)
+    job.refresh_from_db()
+    assert job.service
+    assert job.status == ("failed" if where == "truth" else "errored")
+    assert job.service.status == "running"
+
+
+def test_a_service_that_cannot_be_killed_is_not_called_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that waits for a disk in state D ends when that answers, whatever signal it has got."""
+    service = running_service()
+    paths = tasks.paths()
+    paths.runtime(service.pk).mkdir(parents=True)
+    with subprocess.Popen(["sleep", "3600"]) as sleeper:
+        try:
+            init = process.Process.of(sleeper.pid)
+            state = {"phase": "running", "runmh": init, "init": init, "main": None}
+            write_json(paths.state(service.pk), {**state, "mounts": [], "pipe": 1, "image": ""})
+            engine = tasks.engine(lambda _step: None)
+            engine.tools = engine.tools._replace(timeout=0.1)
+            with monkeypatch.context() as deaf:
+                deaf.setattr(process.Process, "signal", lambda *_: True)
+                with pytest.raises(JobFailed, match="has not ended") as caught:
+                    engine.stop(service.pk, 0.1)
+            assert caught.value.code == "not_killed"
+            assert supervision.running(paths, service.pk)
+        finally:
+            sleeper.kill()
+            paths.state(service.pk).unlink()

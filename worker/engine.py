@@ -161,6 +161,13 @@ class Engine:
                     self.step("killing")
                     running.init.signal(signal.SIGKILL)
                     running.wait(self.tools.timeout)
+                if running.init.alive():
+                    raise JobFailed(
+                        "not_killed",
+                        f"The service has not ended within {self.tools.timeout:g} seconds of SIGKILL.",
+                        "Look for a task of it in state D (ps), which waits for a disk or a network; it ends"
+                        " when that answers.",
+                    )
             ended = self.ended(service_id)
             # Its end is the operator's doing, not the service's own, as what is left there would say.
             self.paths.state(service_id).unlink(missing_ok=True)

@@ -15,13 +15,13 @@ from typing import Any
 from celery import shared_task
 from celery.signals import worker_process_init
 from django.conf import settings
-from django.db import DatabaseError, close_old_connections
 from django.db import Error as DatabaseAway
+from django.db import close_old_connections
 
 from services import operations
 from services.concerning import concerning
 from services.models import Job
-from services.states import JobKind, JobState, ServiceState
+from services.states import JobKind, JobState, ServiceState, has_process
 from services.writing import Steps, surely
 from worker import agent as agent  # noqa: PLC0414 - its import adds the agent to the worker that runs this
 from worker import (
@@ -137,11 +137,15 @@ def _end(job: Job, write: Callable[[], None]) -> None:
     """Write a job's end. One that the database refuses for what it says must not leave the job running."""
     try:
         surely(write)
-    except DatabaseError:
+    except Exception:
         log.exception("job %s: its end cannot be written as it is", job.pk)
         found = _truth_after_failure(job)
         said = "The database refused what the job's end says; the worker's log has both."
-        surely(lambda: operations.error(job, said, found.state if found else None))
+        try:
+            surely(lambda: operations.error(job, said, found.state if found else None))
+        except Exception:
+            log.exception("job %s: what became of its service cannot be written, either", job.pk)
+            surely(lambda: operations.error(job, said))
 
 
 def _claim(job_id: str) -> Job | None:
@@ -199,14 +203,27 @@ def _error(job: Job) -> None:
 
 
 def _truth_after_failure(job: Job) -> Truth | None:
-    """Return what is true of the job's service now; None for the state it had before the job."""
+    """Return what is true of the job's service now; None for the state it had before the job.
+
+    Whatever goes wrong here must not keep the job from ending: nobody else ends one whose worker lives.
+    """
+    try:
+        return _found_after_failure(job)
+    except Exception:
+        log.exception("job %s: what became of its service cannot be read", job.pk)
+        return None
+
+
+def _found_after_failure(job: Job) -> Truth | None:
     if not job.service_ref or job.service is None:
         return None
     found = reconcile.truth(paths(), job.service_ref)
     sealed = job.kind == JobKind.DUMP and reconcile.is_sealed(paths(), job.image_id)
     if sealed:  # what went wrong did so after the deed, which stands
-        with contextlib.suppress(DatabaseError):
+        try:
             surely(lambda: reconcile.record_image(paths(), job.image_id, job.node))
+        except Exception:
+            log.exception("job %s: its image has no row until a rescan makes it", job.pk)
     if found and found.state is ServiceState.RUNNING:
         return found
     if sealed and not job.options.get("leave_running"):
@@ -215,4 +232,8 @@ def _truth_after_failure(job: Job) -> Truth | None:
     if job.kind in {JobKind.START, JobKind.RESTART}:
         # What ran and ended has exited, as the agent would say a moment later; what never ran has failed.
         return found or Truth(ServiceState.FAILED)
+    stops = job.kind == JobKind.STOP or (job.kind == JobKind.DELETE_SERVICE and job.options.get("stop"))
+    if found is None and stops and has_process(ServiceState(job.service_state_before)):
+        # Nothing lives, and what its supervisor said last is gone: only the end of a stop takes that away.
+        return Truth(ServiceState.STOPPED)
     return None if job.kind == JobKind.RESTORE else found
