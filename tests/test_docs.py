@@ -31,7 +31,9 @@ RUN_BY = {"make test-deb": 1, "make test-compose": 1}
 @pytest.fixture
 def reader(stack: Stack, folder: Path) -> Iterator[Reader]:
     """A reader at the node; what services show and write is below `folder`."""
-    someone = Reader(folder, {**stack.environment, "HOME": str(folder)}, places(stack, folder))
+    # pip tells of a newer pip where it reaches an index.
+    own = {"HOME": str(folder), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    someone = Reader(folder, stack.environment | own, places(stack, folder))
     yield someone
     someone.leave()
     POLICY.write_text("")
