@@ -175,7 +175,7 @@ def test_every_page_is_accessible_also_in_the_dark_and_small(
     failed = next(job["object_id"] for job in jobs if job["status"] == "failed")
     log_in_as_admin(page, stack)
     addresses = ["/", "/services/", f"/services/{service}/", f"/services/{service}/dump/", "/services/new/"]
-    addresses += ["/images/", f"/images/{image}/", f"/images/compare/?a={image}", "/jobs/"]
+    addresses += ["/images/", f"/images/{image}/", f"/images/compare/?a={image}", "/images/prune/", "/jobs/"]
     addresses += [f"/jobs/{failed}/", "/audit/", "/account/tokens/", "/account/password/"]
     for number, address in enumerate(addresses):
         dark, narrow = number % 2, number % 3 == 0
