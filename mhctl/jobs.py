@@ -172,6 +172,11 @@ def show_log(parsed: Parsed) -> None:
     if parsed.options["json"]:
         put_json(found)
         return
+    if not found["lines"]:
+        import sys
+
+        see = f"`mhctl job show {parsed.operands[0]}` says what is known"
+        sys.stderr.write(f"mhctl: warning: CRIU left no log of this job; {see}.\n")
     put("".join(f"{'!' if line['error'] else ' '} {plain(line['text'])}\n" for line in found["lines"]))
 
 

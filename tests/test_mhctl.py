@@ -212,6 +212,13 @@ def test_restore_prints_the_images_id(daemon: Daemon) -> None:
     assert [request[1] for request in daemon.requests] == paths
 
 
+def test_a_job_without_a_log_of_crius_says_so(daemon: Daemon) -> None:
+    daemon.answer = lambda handler: handler.say(200, {"lines": []})
+    done = daemon.mhctl("job", "log", JOB_ID)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert f"CRIU left no log of this job; `mhctl job show {JOB_ID}`" in done.stderr
+
+
 def test_restore_wants_a_service_or_an_image_not_both(daemon: Daemon) -> None:
     for words in ([], ["web", "--from", IMAGE_ID], ["--from", ""]):
         assert daemon.mhctl("service", "restore", *words).returncode == 2
