@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.http import require_GET
 from ninja import NinjaAPI
@@ -13,7 +14,7 @@ from images.api import router as images
 from images.contents_api import router as image_contents
 from services.api import router as services
 from services.authentication import TokenOrSession
-from services.problems import Problem, bad_input, not_allowed
+from services.problems import Problem, bad_input, database_away, not_allowed
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +124,13 @@ def on_not_found(_request: HttpRequest, _error: Http404) -> HttpResponse:
             http_status=404,
         )
     )
+
+
+@api.exception_handler(OperationalError)
+@api.exception_handler(InterfaceError)
+def on_database_away(request: HttpRequest, error: Exception) -> HttpResponse:
+    log.error("%s %s: %s", request.method, request.path, error)
+    return problem_response(database_away())
 
 
 @api.exception_handler(Exception)

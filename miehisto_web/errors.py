@@ -1,13 +1,15 @@
-"""The pages for 400, 403, 404 and 500. The API's errors are made JSON by the middleware."""
+"""The pages for 400, 403, 404, 500 and 503. The API's errors are made JSON by the middleware."""
 
 # ruff: noqa: ARG001 (Django and ninja fix the arguments)
 
+import sys
 from http import HTTPStatus
 
+from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 
-from services.problems import Problem
+from services.problems import Problem, database_away
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
@@ -32,4 +34,7 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 def fault(request: HttpRequest) -> HttpResponse:
     # Without a request: its context processors read the session, and the database may be what is broken.
+    if isinstance(sys.exception(), OperationalError | InterfaceError):
+        away = database_away()
+        return render(None, "503.html", {"problem": away}, status=away.http_status)
     return render(None, "500.html", status=500)

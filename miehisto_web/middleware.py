@@ -34,7 +34,7 @@ from services import auditing
 from services.answers import source_of
 from services.authentication import bearer_token, caller
 from services.models import AuditOutcome
-from services.problems import Problem, bad_input
+from services.problems import Problem, bad_input, database_away
 from services.threads import in_thread
 
 API = "/api/"
@@ -215,6 +215,8 @@ def _for_status(status: int) -> Problem:
             "Report it with the traceback, which is in the site's log.",
         ),
     }
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        return database_away()
     code, message, remedy = sentences.get(
         status, ("bad_input", f"The request was refused ({status}).", "See /api/v1/docs.")
     )

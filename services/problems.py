@@ -49,3 +49,13 @@ def bad_input(message: str, remedy: str = "", *, http_status: int = 422, **detai
 def not_allowed(message: str, remedy: str = "", *, http_status: int = 403) -> Problem:
     """Return a Problem for who may not do this (403) or isn't known at all (401)."""
     return Problem("not_allowed", message, remedy, http_status=http_status)
+
+
+def database_away() -> Problem:
+    """Return a Problem for a database that does not answer, or that somebody has held for too long."""
+    return Problem(
+        "database_away",
+        "The database does not answer.",
+        "See whether it runs and has room (the site's log says more), then ask again. Services go on.",
+        http_status=503,
+    )

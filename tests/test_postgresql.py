@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import subprocess
@@ -26,9 +27,10 @@ class Database:
     def __init__(self, words: list[str], url: str) -> None:
         self._words = words
         self.url = url
-        self._start()
+        self.start()
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start its server, which is ready a moment later."""
         nothing = subprocess.DEVNULL
         self._server = subprocess.Popen(self._words, stdin=nothing, stdout=nothing, stderr=nothing)
 
@@ -40,7 +42,7 @@ class Database:
     def restart(self) -> None:
         """End it at once and start it again."""
         self.stop()
-        self._start()
+        self.start()
 
 
 @pytest.fixture
@@ -95,6 +97,8 @@ def test_the_main_job_on_postgresql(database: Database) -> None:
         ended = eventually(lambda: (now := stack.show("job", job))["finished"] and now, 40)
         assert ended and ended["status"] == "succeeded"
         assert get_page(port, "hostname") == content
+
+        without(database, stack)
         os.kill(stack.show("service", "web")["pid"], signal.SIGKILL)
         assert eventually(lambda: stack.show("service", "web")["status"] == "exited", 20)
 
@@ -113,6 +117,22 @@ def test_the_main_job_on_postgresql(database: Database) -> None:
         other.clear()
     finally:
         other.stop()
+
+
+def without(database: Database, stack: Stack) -> None:
+    """See that everybody is told so when the database is away, and that it is taken up again."""
+    database.stop()
+    away = stack.api("GET", "services")
+    assert (away.status, away.body["error"]["code"]) == (503, "database_away")
+    asked = stack.mhctl("service", "dump", "web", check=False)
+    assert (asked.code, "The database does not answer." in asked.err) == (3, True), asked
+    page = http.client.HTTPConnection("127.0.0.1", stack.port, timeout=30)
+    page.request("GET", "/", headers={"Cookie": "sessionid=0123456789abcdefghijklmnopqrstuv"})
+    answer = page.getresponse()
+    assert (answer.status, b"The database does not answer." in answer.read()) == (503, True)
+    page.close()
+    database.start()
+    assert eventually(lambda: stack.api("GET", "services").status == 200)
 
 
 def backed_up(stack: Stack, database: Database) -> Stack:

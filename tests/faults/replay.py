@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ _REFUSALS = {"service_running", "service_not_running", "service_not_found"}
 """Codes of jobs that found, when they were about to begin, that they may not; they changed nothing."""
 
 
-def contradictions(database: Path, *, alone: bool = False) -> list[str]:
+def contradictions(database: Path, *, alone: Collection[str] = ()) -> list[str]:
     """Return what the history contradicts.
 
     Each job's events must go along the table of transitions, from queued to the one end that its row tells.
@@ -46,7 +47,7 @@ def contradictions(database: Path, *, alone: bool = False) -> list[str]:
 
     Args:
         database: the node's SQLite file.
-        alone: nothing but jobs has changed a service; else it may have ended, or was found, by itself.
+        alone: services that nothing but jobs has changed; others may have ended by themselves.
     """
     with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as rows:
         rows.execute("BEGIN")
@@ -87,7 +88,7 @@ def _jobs_wrong(jobs: dict[str, Job], events: list[tuple[Any, ...]]) -> list[str
 
 
 def _services_wrong(
-    jobs: dict[str, Job], events: list[tuple[Any, ...]], services: dict[str, str], alone: bool
+    jobs: dict[str, Job], events: list[tuple[Any, ...]], services: dict[str, str], alone: Collection[str]
 ) -> list[str]:
     found = []
     working: dict[str, str] = {}
@@ -103,7 +104,7 @@ def _services_wrong(
                 found.append(f"{label} began while {working[job.service][:8]} worked on the same service")
             working[job.service] = job_id
             if job.before and job.error not in _REFUSALS:
-                found += _begins_wrong(label, job, could_be.get(job.service), alone)
+                found += _begins_wrong(label, job, could_be.get(job.service), job.service in alone)
         elif now in ENDED_JOB and working.get(job.service) == job_id:
             del working[job.service]
             if job.before and job.error not in _REFUSALS:
@@ -115,7 +116,7 @@ def _services_wrong(
         if now_is is None:
             if states:
                 found.append(f"service {service[:8]} has no row, its history says {sorted(states)}")
-        elif not _reachable(states, ServiceState(now_is), alone):
+        elif not _reachable(states, ServiceState(now_is), service in alone):
             found.append(f"service {service[:8]} is {now_is}, its history says {sorted(states)}")
     return found
 

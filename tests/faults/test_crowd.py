@@ -87,7 +87,7 @@ def test_a_crowd_brings_nothing_out_of_order(lab: Lab, campaign: Campaign) -> No
 
 def _look(lab: Lab, services: list[str], before: promise.Host, fault: Fault) -> None:
     promise.settle(lab)
-    wrong: list[str] = contradictions(lab.folder / "state/database/db.sqlite3", alone=True)
+    wrong: list[str] = contradictions(lab.folder / "state/database/db.sqlite3", alone=services)
     errored: list[Any] = lab.api("GET", "jobs?status=errored&limit=1000").body
     wrong += [f"a job hit a bug: {job['error']['message']}" for job in errored]
     for service in services:
