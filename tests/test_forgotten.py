@@ -33,11 +33,11 @@ def test_a_rescan_knows_a_service_that_runs(stack: Stack) -> None:
     image = stack.dump(witness.id, "--leave-running")
     mark = stack.folder / "state/services" / witness.id / "restore-on-boot"
     stack.mhctl("service", "set", "--restore-on-boot", witness.id)
-    assert eventually(mark.exists)
+    assert eventually(mark.exists, 30)
     stack.mhctl("service", "set", "--no-restore-on-boot", witness.id)
-    assert eventually(lambda: not mark.exists())
+    assert eventually(lambda: not mark.exists(), 30)
     stack.mhctl("service", "set", "--restore-on-boot", witness.id)
-    assert eventually(mark.exists)
+    assert eventually(mark.exists, 30)
     with closing(sqlite3.connect(stack.folder / "state/database/db.sqlite3", timeout=20)) as rows, rows:
         rows.execute("UPDATE services_job SET service_id = NULL WHERE service_id = ?", [witness.id])
         rows.execute("UPDATE images_image SET service_id = NULL WHERE service_id = ?", [witness.id])
