@@ -25,7 +25,7 @@ from tests.refusals import (
     processes,
     usage_error,
 )
-from tests.stack import Stack, eventually
+from tests.stack import Stack, eventually, living
 
 NOBODY = "f" * 32
 
@@ -141,7 +141,15 @@ def test_a_command_that_is_not_executable(stack: Stack, tmp_path: Path) -> None:
     create_fails(stack, "-u", "nobody", "--", str(plain), code="command_not_found")
 
 
-def test_a_service_that_exits_at_once_tells_its_last_lines(stack: Stack) -> None:
+@pytest.fixture
+def patient() -> Iterator[Stack]:
+    """A node that looks at a new service for longer, so that a busy machine is no reason to miss its end."""
+    with living(Stack, "patient-node", MIEHISTO_START_SETTLE="10") as made:
+        yield made
+
+
+def test_a_service_that_exits_at_once_tells_its_last_lines(patient: Stack) -> None:
+    stack = patient
     loud = "for n in $(seq 50); do echo line $n; done; echo cannot open the key >&2; exit 3"
     refusal = create_fails(stack, "sh", "-c", loud, code="exited_at_once")
     assert "exit status 3" in refusal.message
