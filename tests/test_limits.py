@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -69,6 +70,11 @@ def test_a_service_has_no_more_memory_than_its_limit(stack: Stack, folder: Path)
     name = "memory.limit_in_bytes" if place.version == 1 else "memory.max"
     shown = Path(place.folder, f"miehisto-{service}", name)
     assert int(shown.read_text()) == 64 * MIB
+    with contextlib.suppress(OSError):
+        server.ask(f"kept.append('x' * (100 * {MIB}))")
+    ended = eventually(lambda: (now := stack.show("service", service))["status"] == "exited" and now)
+    assert ended["exit_signal"] == signal.SIGKILL
+    assert "more memory than its limit" in ended["status_reason"]
 
 
 def test_a_service_that_uses_all_its_memory_is_restored(stack: Stack, folder: Path) -> None:

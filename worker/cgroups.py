@@ -153,6 +153,14 @@ def join(groups: Mapping[str, str]) -> None:
         _write(f"{folder}/cgroup.procs", "0")
 
 
+def killed_for_memory(groups: Mapping[str, str]) -> bool:
+    """Tell whether the kernel has killed a process of the service because it had no more memory."""
+    folder = groups.get("memory", "")
+    # Version 2 and version 1 (Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst).
+    told = _read(f"{folder}/memory.events") or _read(f"{folder}/memory.oom_control")
+    return any(line.startswith("oom_kill ") and line.split()[1] != "0" for line in told.splitlines())
+
+
 def remove(groups: Iterable[str]) -> None:
     """Remove a service's groups, once their last process is gone; one that is still used stays."""
     deadline = time.monotonic() + _EMPTY_WITHIN

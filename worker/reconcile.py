@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -88,6 +89,8 @@ def _last_word(paths: Paths, service_id: str) -> Truth | None:
 def _how(state: dict[str, Any], ended: Ended) -> str:
     if ended == (None, None):
         return "It ended unseen after its supervisor had been killed: no exit status is known."
+    if state.get("memory") and ended.exit_signal == signal.SIGKILL:
+        return "It was killed by SIGKILL: it wanted more memory than its limit (mhctl service show)."
     if state.get("whole"):
         return f"Its init was {describe(ended)}, and with it all of its processes."
     return f"It ended by itself ({describe(ended)})."

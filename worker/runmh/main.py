@@ -294,7 +294,9 @@ class Supervisor:
                     poll.unregister(self.pipe)
         while self._copy_output():
             pass
-        cgroups.remove(self.state.get("groups", {}).values())
+        groups = self.state.get("groups", {})
+        self.state["memory"] = cgroups.killed_for_memory(groups)
+        cgroups.remove(groups.values())
         code = number = None
         if self.status is not None:
             code = os.waitstatus_to_exitcode(self.status)
