@@ -21,7 +21,7 @@ from images import operations as image_operations
 from images.models import Image
 from images.retrying import request_retry
 from services import operations
-from services.actors import require_operator
+from services.actors import Actor, require_operator
 from services.lookup import find_job, find_service
 from services.models import Job, Service
 from services.problems import Problem, bad_input
@@ -31,14 +31,25 @@ from services.threads import in_thread
 R = TypeVar("R")
 View = Callable[..., HttpResponse]
 
-_SERVICE_JOBS: dict[str, Callable[..., Job]] = {
+
+def _change(
+    service: Service, *, actor: Actor, source: str, name: str, restore_on_boot: bool = False
+) -> Service:
+    if restore_on_boot != service.restore_on_boot:
+        service = operations.set_restore_on_boot(service, restore_on_boot, actor, source)
+    return service if name == service.name else operations.rename(service, name, actor, source)
+
+
+_FOR_SERVICES: dict[str, Callable[..., Job | Service]] = {
+    "change": _change,
     "start": operations.request_start,
     "stop": operations.request_stop,
     "restart": operations.request_restart,
     "dump": operations.request_dump,
     "delete": operations.request_delete_service,
 }
-_IMAGE_JOBS: dict[str, Callable[..., Job]] = {
+_FOR_IMAGES: dict[str, Callable[..., Job | Image]] = {
+    "rename": image_operations.rename,
     "restore": image_operations.request_restore,
     "verify": image_operations.request_verify,
     "delete": image_operations.request_delete,
@@ -60,44 +71,39 @@ def action(view: View) -> Callable[..., Any]:
 @FORM
 def act_on_service(request: HttpRequest, reference: str, action: str) -> HttpResponse:
     """Show the dialog of an action on a service, or ask for it."""
-    described = SERVICE_ACTIONS.get(action)
-    if described is None:
+    if action not in SERVICE_ACTIONS:
         raise Http404
     service = found(lambda: find_service(reference))
     back = reverse("services:show", args=[service.pk])
-    if request.method != "POST":
-        return _dialog(request, described, service, back, what="service")
-    try:
-        options = options_of(described, request.POST)
-        if action == "rename":
-            operations.rename(service, options["name"], request.user, "web")
-            return redirect(back)
-        job = _SERVICE_JOBS[action](service, actor=request.user, source="web", **options)
-    except Problem as problem:
-        return refused(request, problem, back)
-    return redirect("services:job", job.pk)
+    return _act(request, SERVICE_ACTIONS[action], service, _FOR_SERVICES[action], back)
 
 
 @action
 @FORM
 def act_on_image(request: HttpRequest, reference: str, action: str) -> HttpResponse:
     """Show the dialog of an action on an image, or ask for it."""
-    described = IMAGE_ACTIONS.get(action)
-    if described is None:
+    if action not in IMAGE_ACTIONS:
         raise Http404
     image = found(lambda: Image.objects.for_display().by_reference(reference))
     back = reverse("images:show", args=[image.pk])
+    return _act(request, IMAGE_ACTIONS[action], image, _FOR_IMAGES[action], back)
+
+
+def _act(
+    request: HttpRequest,
+    described: Action,
+    subject: Service | Image,
+    operation: Callable[..., Job | Service | Image],
+    back: str,
+) -> HttpResponse:
     if request.method != "POST":
-        return _dialog(request, described, image, back, what="image")
+        return _dialog(request, described, subject, back)
     try:
         options = options_of(described, request.POST)
-        if action == "rename":
-            image_operations.rename(image, options["name"], request.user, "web")
-            return redirect(back)
-        job = _IMAGE_JOBS[action](image, actor=request.user, source="web", **options)
+        done = operation(subject, actor=request.user, source="web", **options)
     except Problem as problem:
         return refused(request, problem, back)
-    return redirect("services:job", job.pk)
+    return redirect("services:job", done.pk) if isinstance(done, Job) else redirect(back)
 
 
 @action
@@ -153,9 +159,7 @@ def shown(request: HttpRequest, heart: str, context: dict[str, Any], status: int
     return answer
 
 
-def _dialog(
-    request: HttpRequest, described: Action, subject: Service | Image, back: str, *, what: str
-) -> HttpResponse:
+def _dialog(request: HttpRequest, described: Action, subject: Service | Image, back: str) -> HttpResponse:
     rights = Rights.of(request.user)
     context = {
         "action": described,
@@ -163,11 +167,12 @@ def _dialog(
         "title": described.title.format(_called(subject)),
         "hindrance": _hindrance(described, subject),
         "filled": _filled(described, subject, request.GET),
+        "checked": ["restore_on_boot"] if getattr(subject, "restore_on_boot", False) else [],
         "back": back,
         "may": rights.administer if described.admin else rights.operate,
         "rights": rights,
         "rare": any(option.rare for option in described.options),
-        "here": f"{what}s",
+        "here": "services" if isinstance(subject, Service) else "images",
     }
     return shown(request, "_dialog.html", context)
 

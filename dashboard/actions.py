@@ -162,11 +162,18 @@ _FOR_SERVICES = (
         danger=True,
     ),
     Action(
-        "rename",
-        "Rename {}",
-        "Rename",
-        (("What happens", "Only its name changes; it goes on as it is, and its id stays."),),
-        (_NAME,),
+        "change",
+        "Change {}",
+        "Save",
+        (("What happens", "It goes on as it is, and its id stays."),),
+        (
+            _NAME,
+            Option(
+                "restore_on_boot",
+                "Restore it after a boot",
+                "From its newest image that is sound, when the node was started anew.",
+            ),
+        ),
     ),
     Action(
         "delete",

@@ -287,6 +287,25 @@ def test_the_csv_of_the_audit_comes_in_pieces_and_leaves_nothing_out(
     assert "service web" in page
 
 
+def test_what_a_service_is_changes_by_one_dialog(admin: Client) -> None:
+    service = running_service("web")
+    address = f"/services/{service.pk}/change/"
+    for sent, told, kept in (
+        ({"name": "web", "restore_on_boot": "on"}, [("set", {"restore_on_boot": True})], ("web", True)),
+        ({"name": "shop", "restore_on_boot": "on"}, [("rename", {"name": "shop"})], ("shop", True)),
+        ({"name": "shop"}, [("set", {"restore_on_boot": False})], ("shop", False)),
+        ({"name": "shop"}, [], ("shop", False)),
+    ):
+        before = AuditEvent.objects.count()
+        assert admin.post(address, sent)["Location"] == f"/services/{service.pk}/"
+        service.refresh_from_db()
+        assert (service.name, service.restore_on_boot) == kept
+        new = AuditEvent.objects.order_by("pk")[before:]
+        assert [(event.action, event.detail) for event in new] == told
+        checked = re.search(r'id="f-restore_on_boot"[^>]* checked', text_of(admin, address))
+        assert bool(checked) is kept[1]
+
+
 def test_only_images_that_nobody_would_miss_are_proposed_and_only_to_admins(admin: Client) -> None:
     service, other = stopped_service("web"), stopped_service("other")
     older, present, named, used, newest = (recorded_image(service) for _ in range(5))
