@@ -35,6 +35,7 @@ View = Callable[..., HttpResponse]
 def _change(
     service: Service, *, actor: Actor, source: str, name: str, restore_on_boot: bool = False
 ) -> Service:
+    require_operator(actor)  # also where nothing changes
     if restore_on_boot != service.restore_on_boot:
         service = operations.set_restore_on_boot(service, restore_on_boot, actor, source)
     return service if name == service.name else operations.rename(service, name, actor, source)
