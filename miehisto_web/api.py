@@ -14,7 +14,7 @@ from images.api import router as images
 from images.contents_api import router as image_contents
 from services.api import router as services
 from services.authentication import TokenOrSession
-from services.problems import Problem, bad_input, database_away, not_allowed
+from services.problems import Problem, bad_input, database_away, internal_error, not_allowed
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ ANY_CALL = {
     413: "The body is larger than 1 MiB.",
     422: "The input cannot be used.",
     429: "Too many wrong tokens came from the caller's address.",
+    503: "The database, or the node that was asked, does not answer.",
 }
 
 
@@ -136,14 +137,7 @@ def on_database_away(request: HttpRequest, error: Exception) -> HttpResponse:
 @api.exception_handler(Exception)
 def on_fault(request: HttpRequest, fault: Exception) -> HttpResponse:
     log.error("%s %s: %s", request.method, request.path, fault, exc_info=fault)
-    return problem_response(
-        Problem(
-            "internal_error",
-            "Miehistö has a fault.",
-            "Report it with the traceback, which is in the site's log.",
-            http_status=500,
-        )
-    )
+    return problem_response(internal_error())
 
 
 def _sentence(errors: list[dict[str, Any]]) -> Problem:

@@ -34,7 +34,9 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 def fault(request: HttpRequest) -> HttpResponse:
     # Without a request: its context processors read the session, and the database may be what is broken.
+    title, status = "A fault in Miehistö", 500
+    message = "The site's log has the traceback. Services go on running without the site."
     if isinstance(sys.exception(), OperationalError | InterfaceError):
         away = database_away()
-        return render(None, "503.html", {"problem": away}, status=away.http_status)
-    return render(None, "500.html", status=500)
+        title, message, status = away.message, away.remedy, away.http_status
+    return render(None, "500.html", {"title": title, "message": message}, status=status)

@@ -34,7 +34,7 @@ from services import auditing
 from services.answers import source_of
 from services.authentication import bearer_token, caller
 from services.models import AuditOutcome
-from services.problems import Problem, bad_input, database_away
+from services.problems import Problem, bad_input, database_away, internal_error
 from services.threads import in_thread
 
 API = "/api/"
@@ -209,14 +209,11 @@ def _for_status(status: int) -> Problem:
     sentences = {
         404: ("not_found", "There is no such address.", "See /api/v1/docs for the addresses."),
         405: ("bad_input", "This address does not know this method.", "See /api/v1/docs for the methods."),
-        500: (
-            "internal_error",
-            "Miehistö has a fault.",
-            "Report it with the traceback, which is in the site's log.",
-        ),
     }
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         return database_away()
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        return internal_error()
     code, message, remedy = sentences.get(
         status, ("bad_input", f"The request was refused ({status}).", "See /api/v1/docs.")
     )

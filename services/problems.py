@@ -59,3 +59,13 @@ def database_away() -> Problem:
         "See whether it runs and has room (the site's log says more), then ask again. Services go on.",
         http_status=503,
     )
+
+
+def internal_error() -> Problem:
+    """Return a Problem for what nobody expected: a bug."""
+    return Problem(
+        "internal_error",
+        "Miehistö has a fault.",
+        "Report it with the traceback, which is in the site's log.",
+        http_status=500,
+    )
