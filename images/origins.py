@@ -4,6 +4,7 @@ It asks for no job.
 """
 
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Any
 
 from django.db import IntegrityError, transaction
@@ -30,6 +31,9 @@ _SPEC: dict[str, Any] = {
 }
 """What must be the same, with what an image says that was made before there was such a thing."""
 
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""The PATH of a service whose environment names none, as its supervisor sets it."""
+
 
 def check_spec(spec: dict[str, Any]) -> None:
     """Raise Problem bad_input for what an image says of its service if nobody could have created it here."""
@@ -53,12 +57,15 @@ def require_trusted(image: Image, actor: Actor) -> None:
 def require_same(image: Image, service: Service) -> None:
     """Raise Problem service_differs when a foreign image claims a service that is another one here.
 
-    Its limits may be more than the service's: root's policy, where the image comes from, adds its own.
+    Its limits may be more than the service's: root's policy, where the image comes from, adds its own, and
+    gives a command that was asked for by its name the path at which it was found.
     """
     if not image.is_foreign:
         return
     spec = (image.manifest or {}).get("spec") or {}
     other = [key for key, unsaid in _SPEC.items() if spec.get(key, unsaid) != getattr(service, key)]
+    if "argv" in other and _is_same_command(spec.get("argv"), service):
+        other.remove("argv")
     limits = spec.get("limits") or {}
     if not isinstance(limits, dict) or not service.limits.items() <= limits.items():
         other.append("limits")
@@ -70,6 +77,18 @@ def require_same(image: Image, service: Service) -> None:
             "Delete that service first if the image's shall take its place.",
             details={"service": service.pk, "different": other},
         )
+
+
+def _is_same_command(argv: Any, service: Service) -> bool:
+    """Tell whether an image's command runs what the service's does, one of them by a name that the service
+    looks for in its PATH, the other by a path at which it does so.
+    """
+    if not argv or not isinstance(argv, list) or argv[1:] != service.argv[1:]:
+        return False
+    word, path = sorted((str(argv[0]), service.argv[0]), key=lambda first: "/" in first)
+    folders = service.env.get("PATH", DEFAULT_PATH).split(":")
+    places = {PurePosixPath(service.cwd or "/", folder, word) for folder in folders}
+    return "/" not in word and PurePosixPath(path) in places
 
 
 def service_again(image: Image, actor: Actor) -> Service:

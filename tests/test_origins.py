@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 
-from images import archives, operations
+from images import archives, operations, origins
 from images.models import Image
 from services.models import AuditEvent, Job, Node, Service, new_id
 from services.problems import Problem
 from tests.rows import made_service, member, recorded_image, stopped_service
+from worker.runmh import launch
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -103,6 +104,46 @@ def test_an_image_keeps_the_limits_that_a_policy_gave_it_elsewhere() -> None:
     service = limited_service()
     spec = {**SPEC, "data": [], "limits": {"memory": 1 << 20, "tasks": 9}}
     assert operations.request_restore(imported(service_id=service.pk, spec=spec), actor="root", source="api")
+
+
+BY_NAME: dict[str, Any] = {**SPEC, "argv": ["shop", "-p", "80"], "cwd": "/srv"}
+
+
+@pytest.mark.parametrize(
+    ("of_the_service", "of_the_image", "same"),
+    [
+        ({}, {"argv": ["/usr/bin/shop", "-p", "80"]}, True),
+        ({"argv": ["/usr/bin/shop", "-p", "80"]}, {}, True),
+        ({"env": {"PATH": "/opt:bin:"}}, {"argv": ["/srv/bin/shop", "-p", "80"]}, True),
+        ({"env": {"PATH": "/opt:bin:"}}, {"argv": ["/usr/bin/shop", "-p", "80"]}, False),
+        ({}, {"argv": ["/usr/bin/shop", "-p", "81"]}, False),
+        ({}, {"argv": ["/usr/bin/shop"]}, False),
+        ({}, {"argv": ["/usr/bin/bank", "-p", "80"]}, False),
+        ({}, {"argv": ["/tmp/shop", "-p", "80"]}, False),
+        ({}, {"argv": ["/usr/bin/../../tmp/shop", "-p", "80"]}, False),
+        ({}, {"argv": ["/usr/bin/x/shop", "-p", "80"]}, False),
+        ({}, {"argv": ["bank", "-p", "80"]}, False),
+        ({"env": {"PATH": "/opt:"}}, {"argv": ["/srv/./shop", "-p", "80"]}, True),
+        ({"argv": ["shop"]}, {"argv": []}, False),
+        ({}, {"argv": "shop -p 80"}, False),
+    ],
+)
+def test_an_image_whose_command_has_the_path_that_a_policy_gave_it(
+    of_the_service: dict[str, Any], of_the_image: dict[str, Any], same: bool
+) -> None:
+    """It runs what the service's word stands for, and no other program of that name."""
+    row = BY_NAME | of_the_service
+    service = stopped_service("shop")
+    Service.objects.filter(pk=service.pk).update(**row)
+    image = imported(service_id=service.pk, spec={**BY_NAME, "env": row["env"], **of_the_image})
+    if same:
+        assert operations.request_restore(image, actor="root", source="api")
+    else:
+        assert refusal(image, "root").details["different"] == ["argv"]
+
+
+def test_a_command_is_looked_for_where_a_supervisor_does() -> None:
+    assert origins.DEFAULT_PATH == launch.DEFAULT_PATH
 
 
 def test_an_export_and_an_import_are_asked_for_by_operators_and_are_on_the_record() -> None:

@@ -480,6 +480,20 @@ def test_an_import_takes_no_more_than_the_images_may(stack: Stack, folder: Path)
     assert stack.mhctl("image", "import", str(archive)).out.strip() == image
 
 
+def test_an_image_that_comes_back_is_of_its_own_service(stack: Stack, folder: Path) -> None:
+    """Its manifest has the path that the policy had found, the service's row the word that was asked for."""
+    archive = folder / "image.tar.zst"
+    with rules('programs = ["/usr/bin/sleep"]'):
+        service = stack.create(*SLEEP)
+        image = stack.dump(service)
+    assert manifest.read(stack.folder / "state/images" / image)["spec"]["argv"] == ["/usr/bin/sleep", "3600"]
+    assert stack.show("service", service)["args"] == list(SLEEP)
+    stack.mhctl("image", "export", image, str(archive))
+    stack.mhctl("image", "delete", "--force", image)
+    stack.mhctl("image", "import", str(archive))
+    stack.restore(image)
+
+
 def test_no_more_services_run_than_may_though_all_start_at_once(stack: Stack) -> None:
     with rules("services = 2"):
         for _ in range(5):
