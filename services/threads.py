@@ -22,8 +22,11 @@ POLITE = 10  # how nice the polite thread is: beside a busy process of weight 10
 
 
 def _be_polite() -> None:
-    # On Linux a priority is a thread's, see setpriority(2), "C library/kernel differences".
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), POLITE)
+    # On Linux a priority is a thread's, see setpriority(2), "C library/kernel differences". A site that was
+    # started nicer than that may not go back, and has no reason to.
+    thread = threading.get_native_id()
+    nice = max(POLITE, os.getpriority(os.PRIO_PROCESS, thread))
+    os.setpriority(os.PRIO_PROCESS, thread, nice)
 
 
 _threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="rows")
