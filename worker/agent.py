@@ -25,7 +25,7 @@ from services import bell, operations
 from services.models import Job, Service
 from services.resending import Resender
 from services.states import JobState
-from worker import cgroups, criu, exporting, forks, host, importing, reconcile, supervision
+from worker import cgroups, criu, exporting, forks, host, importing, manifest, reconcile, supervision
 from worker.answering import Answerer
 from worker.background import Background
 from worker.booting import Boot
@@ -111,6 +111,7 @@ class Agent:
                         sweep = now
                     if now - tidy >= TIDY_EVERY:
                         importing.sweep(self._paths.images)
+                        manifest.sweep(self._paths.images)
                         exporting.sweep(self._paths.archives)
                         private = host.private_folders(self._paths)
                         if not private.ok:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ NAME = "manifest.json"
 FIGURES = "statistics.json"
 VERSION = 1
 LARGE = 4 << 20
+_DOOMED = ".deleted-"
+_SURELY_LEFT = 3600.0
+"""Seconds for which nothing has gone from a doomed folder that nobody deletes any more."""
 FIELDS: dict[str, tuple[type, str]] = {
     "version": (int, "of the manifest itself"),
     "image": (str, "the image's id, which is the name of its folder"),
@@ -210,9 +214,25 @@ def damaged(image: Path, lines: list[str]) -> JobFailed:
 
 def remove(image: Path) -> None:
     """Delete an image: first its name in the pool goes, so that half an image is never found there."""
-    doomed = image.with_name(f".deleted-{image.name.lstrip('.')}")
+    doomed = image.with_name(_DOOMED + image.name.lstrip("."))
+    if doomed.exists():  # whoever began with it was killed
+        shutil.rmtree(doomed)
     try:
         image.rename(doomed)
     except FileNotFoundError:
         return
     shutil.rmtree(doomed)
+
+
+def sweep(pool: Path, left_for: float = _SURELY_LEFT) -> None:
+    """Delete what is left of images whose deletion was killed: it is memory, passwords included.
+
+    Args:
+        pool: the image pool.
+        left_for: seconds for which nothing may have gone from it, as it does while somebody deletes it.
+    """
+    for folder in pool.glob(f"{_DOOMED}*"):
+        with contextlib.suppress(FileNotFoundError):
+            # A rename changes it, too (inode(7), "ctime").
+            if time.time() - folder.stat().st_ctime >= left_for:
+                shutil.rmtree(folder)
