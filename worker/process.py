@@ -6,6 +6,7 @@ its PID and its start time (proc_pid_stat(5), field 22, in clock ticks since boo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -81,11 +82,16 @@ def children(pid: int) -> list[int]:
     """Return the PIDs of the children of every thread of `pid`; empty if it is gone."""
     found: list[int] = []
     try:
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
-                found += map(int, file.read().split())
+        threads = os.listdir(f"/proc/{pid}/task")
     except (FileNotFoundError, ProcessLookupError):
-        pass
+        return []
+    for thread in threads:
+        # One that has ended meanwhile has left its children to another thread.
+        with (
+            contextlib.suppress(FileNotFoundError, ProcessLookupError),
+            open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file,
+        ):
+            found += map(int, file.read().split())
     return found
 
 
