@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from worker import sockdiag
+from worker import process, sockdiag
 from worker.scan_sockets import address
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -56,8 +56,8 @@ class Meter:
         now = time.monotonic()
         seen = dict(_processes())
         children: dict[int, list[int]] = defaultdict(list)
-        for pid, process in seen.items():
-            children[process.parent].append(pid)
+        for pid, each in seen.items():
+            children[each.parent].append(pid)
         trees = {key: list(_tree(root, children)) for key, root in roots.items() if root in seen}
         listening = self._listening(trees)
         found = {}
@@ -85,8 +85,8 @@ class Meter:
         unknown = sockets.keys() - self._holders.keys()
         if unknown:
             for key, pids in trees.items():
-                for inode in _sockets(pids) & unknown:
-                    self._holders[inode] = key
+                for pid in pids:
+                    self._holders |= dict.fromkeys(unknown & process.sockets(pid), key)
             # Those of nobody here are not looked for again.
             self._holders |= dict.fromkeys(unknown - self._holders.keys(), "")
         found: dict[str, set[str]] = defaultdict(set)
@@ -124,20 +124,3 @@ def _memory(pid: int) -> int:
     except (OSError, ValueError):
         return 0
     return (resident - shared) * _PAGE
-
-
-def _sockets(pids: Iterable[int]) -> set[int]:
-    found = set()
-    for pid in pids:
-        try:
-            names = os.listdir(f"/proc/{pid}/fd")
-        except OSError:
-            continue
-        for name in names:
-            try:
-                target = os.readlink(f"/proc/{pid}/fd/{name}")
-            except OSError:
-                continue
-            if target.startswith("socket:["):
-                found.add(int(target[8:-1]))
-    return found

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from worker import carry, cgroups, criu, held, manifest, namespaces, process
+from worker import carry, cgroups, criu, held, manifest, namespaces, process, sockdiag
 from worker.carry import Data
 from worker.criu import Account, has_sys_resource
 from worker.errors import JobFailed
@@ -76,8 +76,8 @@ def check_insides(image: Path, policy: Policy) -> None:
                 for group in (owner["gid"], owner["egid"], owner["sgid"], *owner.get("groups", []))
             }
             # The bounding set is what they could have; what they have may be more, if they made it smaller.
-            held = [owner[kind] for owner in owners for kind in ("cap_prm", "cap_inh", "cap_bnd")]
-            capabilities = frozenset[int]().union(*(numbers(low | high << 32) for low, high in held))
+            sets = [owner[kind] for owner in owners for kind in ("cap_prm", "cap_inh", "cap_bnd")]
+            capabilities = frozenset[int]().union(*(numbers(low | high << 32) for low, high in sets))
             may_gain = not all(owner.get("no_new_privs") for owner in owners)
         except Exception as error:  # pycriu says in many ways that a file is not what it should be
             raise manifest.damaged(image, [f"{path.name}: {type(error).__name__}"]) from None
@@ -204,8 +204,11 @@ def memory(pid: int) -> int:
     return sum(int(row.split()[1]) * 1024 for row in rows if row.startswith(wanted))
 
 
-def check_mounts(manifest: dict[str, Any]) -> None:
+def check_mounts(facts: dict[str, Any]) -> None:
     """Refuse a restore on a host where a file system or folder that the service saw is missing.
+
+    Args:
+        facts: the image's manifest.
 
     Raises:
         JobFailed: names what is missing.
@@ -213,8 +216,8 @@ def check_mounts(manifest: dict[str, Any]) -> None:
     missing = []
     # Not by os.path.ismount: it doesn't know a bind of a folder from the folder.
     mounted = set(namespaces.host_mounts())
-    asked_for = {target for _, target, _ in binds_of(manifest["spec"])}
-    for target, source in manifest["mounts"]:
+    asked_for = {target for _, target, _ in binds_of(facts["spec"])}
+    for target, source in facts["mounts"]:
         if target not in asked_for and source not in mounted:
             missing.append(f"{source}: no file system is mounted there")
         elif not Path(source).exists():
@@ -231,21 +234,8 @@ def check_mounts(manifest: dict[str, Any]) -> None:
 
 def holder_of_port(port: int) -> str:
     """Return who listens on TCP or UDP `port` of this host, such as ``nginx (PID 812)``; empty if nobody."""
-    inodes = set()
-    for table in ("tcp", "tcp6", "udp", "udp6"):
-        for row in Path(f"/proc/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
-            fields = row.split()
-            if int(fields[1].rpartition(":")[2], 16) == port and (
-                fields[3] == "0A" or table.startswith("udp")
-            ):
-                inodes.add(f"socket:[{fields[9]}]")
-    for folder in Path("/proc").iterdir():
-        if not (inodes and folder.name.isdigit()):
-            continue
-        try:
-            if any(os.readlink(link) in inodes for link in (folder / "fd").iterdir()):
-                name = (folder / "comm").read_text(encoding="utf-8", errors="replace").strip()
-                return f"{name} (PID {folder.name})"
-        except OSError:
-            continue
+    listeners = {each.inode for each in sockdiag.inet(listening_only=True) if each.port == port}
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if listeners else ():
+        if listeners & process.sockets(pid):
+            return f"{process.status(pid).get('Name', '?')} (PID {pid})"
     return ""

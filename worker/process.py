@@ -120,6 +120,21 @@ def status(pid: int) -> dict[str, str]:
         return {}
 
 
+def sockets(pid: int) -> set[int]:
+    """Return the inodes of the sockets that a process has open; empty if it is gone."""
+    try:
+        numbers = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return set()
+    found = set()
+    for number in numbers:
+        with contextlib.suppress(OSError):
+            target = os.readlink(f"/proc/{pid}/fd/{number}")
+            if target.startswith("socket:["):
+                found.add(int(target[8:-1]))
+    return found
+
+
 def holders(path: str) -> Iterator[Process]:
     """Yield the processes that have the file at `path` open; a file that is not there has none."""
     try:
