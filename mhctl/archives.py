@@ -97,14 +97,14 @@ def _copy(source: str, target: str) -> None:
 
 
 def _write(file: Any, target: str) -> None:
+    descriptor = os.open(target, _NEW_FILE, 0o600)
     try:
-        with os.fdopen(os.open(target, _NEW_FILE, 0o600), "wb") as new:
+        with os.fdopen(descriptor, "wb") as new:
             shutil.copyfileobj(file, new, 1 << 20)
             new.flush()
             os.fsync(new.fileno())
     except BaseException:
-        if not isinstance(sys.exc_info()[1], FileExistsError):
-            Path(target).unlink()
+        Path(target).unlink()
         raise
 
 

@@ -14,12 +14,16 @@ from typing import Any
 
 import pytest
 
+from mhctl.archives import deliver
+from mhctl.client import Client
+from mhctl.errors import NOT_ALLOWED, MhctlError
 from tests.archives import IMAGE, compressed, do_import, import_file, node_in, sound_members, tar_of
 from tests.isolation import FOLDER
 from tests.stack import Stack, eventually, free_port, get_page
-from worker import exporting, host, importing, manifest, tarstream
+from worker import exporting, eyes, host, importing, manifest, tarstream
 from worker.errors import JobFailed
 from worker.paths import Paths
+from worker.runmh.launch import Account
 
 COUNTER = """
 import sys, http.server as server
@@ -139,6 +143,17 @@ def test_files_that_cannot_be_used_are_told_before_anything_happens(stack: Stack
     # What is no archive is known only to the worker; it is taken away from the folder again.
     assert "no archive" in stack.mhctl("image", "import", str(there), check=False).err
     assert list((stack.state / "archives").iterdir()) == []
+
+
+def test_who_may_not_write_where_the_archive_shall_go_is_told_so(folder: Path) -> None:
+    folder.chmod(0o755)
+    made = folder / "made"
+    made.touch(mode=0o644)
+    client = Client(f"unix:{folder}/socket")
+    with eyes.of(Account("nobody", "")), pytest.raises(MhctlError, match="Permission denied") as caught:
+        deliver(client, {"result": {"path": str(made)}}, str(folder / "target"))
+    assert caught.value.exit_code == NOT_ALLOWED
+    assert made.exists()
 
 
 def test_the_servers_own_shell_calls_archives_by_their_names(stack: Stack) -> None:
