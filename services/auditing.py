@@ -20,13 +20,14 @@ ACTIONS = (
     *(kind.value for kind in JobKind),
     "cancel",
     "rename",
+    "set",
     "show_env",
     "login",
     "change_password",
     "make_token",
     "revoke_token",
 )
-SOURCES = ("web", "api", "mhctl", "manage", "schedule")
+SOURCES = ("web", "api", "mhctl", "manage", "agent")
 
 address: ContextVar[str] = ContextVar("address", default="")
 """Where this request comes from: an IP address, "unix" for the node's own socket, "" for no request."""

@@ -6,6 +6,8 @@ import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
+from services import operations
+from services.auditing import ACTIONS, SOURCES
 from services.authentication import issue
 from services.models import AuditEvent, Service
 from tests.rows import member, running_service
@@ -28,6 +30,14 @@ def test_each_request_is_on_the_record_with_who_when_where_and_what() -> None:
     assert dumped.detail == {"job": job["object_id"], "image": job["image"], "leave_running": True}
     assert (renamed.action, renamed.outcome, renamed.detail) == ("rename", "done", {"name": "shop"})
     assert (cancelled.target_kind, cancelled.target_id) == ("job", job["object_id"])
+
+
+def test_one_can_look_for_each_word_of_the_record() -> None:
+    service = running_service("web")
+    operations.set_restore_on_boot(service, True, "root", "manage")
+    operations.request_stop(service, actor="agent", source="agent")
+    assert set(AuditEvent.objects.values_list("action", flat=True)) <= set(ACTIONS)
+    assert set(AuditEvent.objects.values_list("source", flat=True)) <= set(SOURCES)
 
 
 def test_an_environment_is_shown_to_operators_and_that_is_on_the_record() -> None:
