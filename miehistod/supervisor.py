@@ -104,13 +104,14 @@ class Supervisor:
         part = Part(spec)
         self.parts[spec.name] = part
         part.task = asyncio.create_task(self._keep(part))
+        part.task.add_done_callback(self._tell_fault)
         return part
 
     async def wait(self) -> None:
         """Waits for ever, or until a part has died too often.
 
         Raises:
-            GaveUp
+            GaveUp: one has. Anything else: a fault of ours, by which a part is kept running no more.
         """
         await asyncio.shield(self._gave_up)
 
@@ -169,6 +170,10 @@ class Supervisor:
         often = f"{len(part.deaths)} times within {self.timing.window:g} s"
         text = f"{part.spec.name} died {often}, the last time it {how}"
         self._gave_up.set_exception(GaveUp(text, list(part.said)))
+
+    def _tell_fault(self, task: asyncio.Task[None]) -> None:
+        if not (task.cancelled() or self._gave_up.done()) and (fault := task.exception()):
+            self._gave_up.set_exception(fault)
 
     async def _run_once(self, part: Part) -> str:
         """Runs the part's process to its end. Returns how it ended, "was killed by SIGKILL"."""

@@ -142,6 +142,15 @@ def test_a_program_that_is_missing_counts_as_a_death() -> None:
     supervised(work)
 
 
+def test_a_part_that_a_fault_keeps_from_starting_is_not_given_up_in_silence() -> None:
+    async def work(supervisor: Supervisor) -> None:
+        supervisor.start(PartSpec(name="part", argv=["no\0program"]))
+        with pytest.raises(ValueError, match="null byte"):
+            await supervisor.wait()
+
+    supervised(work)
+
+
 def test_parts_end_in_order_and_the_slow_one_by_force(tmp_path: Path) -> None:
     log = tmp_path / "log"
     polite = f"trap 'echo NAME >> {log}; exit 0' TERM; while :; do sleep 0.02; done"
