@@ -10,7 +10,7 @@ import re
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -111,5 +111,5 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
             "Give MIEHISTO_NODE letters, digits, dots, dashes and underscores, as a host's name has.",
         )
     if settings.broker_url == settings.own_broker_url:
-        settings = Settings(**{**vars(settings), "broker_url": ""})
+        settings = replace(settings, broker_url="")
     return settings
