@@ -1,19 +1,28 @@
 """Asks once more for what a job did not bring about, by the same operation as the first time."""
 
 from collections.abc import Callable
-from typing import Any
+from inspect import signature
+from typing import Any, TypeVar
 
 from django.db import transaction
+from django.db.models import Model, QuerySet
 
 from images import contents, operations
 from images.models import Image
 from services import inspection
 from services import operations as service_operations
 from services.actors import Actor, require_operator
-from services.models import Job, Service
+from services.models import Job, Node, Service
 from services.problems import Problem, bad_input
 from services.references import not_found
 from services.states import JobKind, JobState
+
+Row = TypeVar("Row", bound=Model)
+
+
+def _request_check_service(service: Service, *, actor: Actor, source: str, **options: Any) -> Job:
+    return inspection.request_check_service(service, actor=actor, source=source, options=options)
+
 
 _OF_SERVICES: dict[JobKind, Callable[..., Job]] = {
     JobKind.START: service_operations.request_start,
@@ -21,6 +30,7 @@ _OF_SERVICES: dict[JobKind, Callable[..., Job]] = {
     JobKind.RESTART: service_operations.request_restart,
     JobKind.DUMP: service_operations.request_dump,
     JobKind.DELETE_SERVICE: service_operations.request_delete_service,
+    JobKind.CHECK_SERVICE: _request_check_service,
 }
 _OF_IMAGES: dict[JobKind, Callable[..., Job]] = {
     JobKind.RESTORE: operations.request_restore,
@@ -33,8 +43,7 @@ _ENDED_BADLY = {JobState.FAILED, JobState.ERRORED, JobState.LOST, JobState.CANCE
 
 def may_retry(job: Job) -> bool:
     """Tell whether a job has ended without success and is of a kind that can be asked for again."""
-    again = {JobKind.CHECK, JobKind.CHECK_SERVICE, *_OF_SERVICES, *_OF_IMAGES}
-    return job.state in _ENDED_BADLY and job.kind in again
+    return job.state in _ENDED_BADLY and job.kind in {JobKind.CHECK, *_OF_SERVICES, *_OF_IMAGES}
 
 
 def request_retry(job: Job, *, actor: Actor, source: str, options: dict[str, Any] | None = None) -> Job:
@@ -52,7 +61,12 @@ def request_retry(job: Job, *, actor: Actor, source: str, options: dict[str, Any
             details={"status": job.status},
         )
     if not may_retry(job):
-        raise _no_such_retry(job)
+        raise Problem(
+            "not_retryable",
+            f"A job of the kind {job.kind} cannot be tried again by itself.",
+            "Ask for a new one.",
+            details={"kind": job.kind},
+        )
     kind = JobKind(job.kind)
     asked = {**job.options, **(options or {})}
     with transaction.atomic():
@@ -63,35 +77,28 @@ def request_retry(job: Job, *, actor: Actor, source: str, options: dict[str, Any
 
 
 def _ask(kind: JobKind, job: Job, options: dict[str, Any], **who: Any) -> Job:
+    about: Service | Image | Node
+    if kind in _OF_IMAGES:
+        operation = _OF_IMAGES[kind]
+        about = _found(Image.objects.for_display(), "image", job.image_id)
+    elif kind is JobKind.CHECK:
+        operation, about = service_operations.request_check, job.node
+    else:
+        operation = _OF_SERVICES[kind]
+        about = _found(Service.objects.select_related("node"), "service", job.service_ref)
     try:
-        if kind in _OF_SERVICES or kind is JobKind.CHECK_SERVICE:
-            service = Service.objects.select_related("node").filter(pk=job.service_ref).first()
-            if service is None:
-                raise not_found("service", job.service_ref)
-            if kind is JobKind.CHECK_SERVICE:
-                return inspection.request_check_service(service, options=options, **who)
-            return _OF_SERVICES[kind](service, **options, **who)
-        if kind in _OF_IMAGES:
-            image = Image.objects.for_display().filter(pk=job.image_id).first()
-            if image is None:
-                raise not_found("image", job.image_id)
-            return _OF_IMAGES[kind](image, **options, **who)
-        if kind is JobKind.CHECK:
-            return service_operations.request_check(job.node, **options, **who)
+        signature(operation).bind(about, **options, **who)
     except TypeError:
-        # An operation without such a parameter.
         raise bad_input(
             f"A job of the kind {kind} does not take {', '.join(options) or 'options'}.",
             "See /api/v1/docs for its options.",
             field="options",
         ) from None
-    raise _no_such_retry(job)
+    return operation(about, **options, **who)
 
 
-def _no_such_retry(job: Job) -> Problem:
-    return Problem(
-        "not_retryable",
-        f"A job of the kind {job.kind} cannot be tried again by itself.",
-        "Ask for a new one.",
-        details={"kind": job.kind},
-    )
+def _found(rows: QuerySet[Row], noun: str, key: str) -> Row:
+    row = rows.filter(pk=key).first()
+    if row is None:
+        raise not_found(noun, key)
+    return row

@@ -5,7 +5,16 @@ from __future__ import annotations
 import json
 import socket
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from images import retrying
+from services import operations
+from services.models import Job
+from services.problems import Problem
+from services.states import JobKind
+from tests.rows import running_service
 from tests.servers import PROGRAMS, Redis, started
 from tests.stack import Stack, eventually
 
@@ -59,3 +68,27 @@ def test_a_restore_that_fails_is_tried_again_when_what_stood_in_its_way_is_gone(
     assert [each["action"] for each in failed["error"]["actions"]] == ["retry", "start"]
     stack.mhctl("job", "retry", failed["object_id"])
     assert server.state()["word"] == "kept"
+
+
+@pytest.fixture
+def cancelled(transactional_db: None) -> Job:
+    """A stop that was cancelled, and so can be asked for again."""
+    job = operations.request_stop(running_service(), actor="root", source="manage")
+    return operations.cancel(job, "root")
+
+
+@pytest.mark.parametrize("options", [{"actor": "root"}, {"service": "another"}, {"tcp_close": True}])
+def test_a_retry_takes_the_jobs_own_options_only(cancelled: Job, options: dict[str, Any]) -> None:
+    with pytest.raises(Problem, match="does not take"):
+        retrying.request_retry(cancelled, actor="root", source="manage", options=options)
+
+
+def test_a_fault_while_it_is_asked_again_is_not_called_bad_input(
+    cancelled: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(_service: object, **_options: object) -> Job:
+        raise TypeError("unsupported operand")
+
+    monkeypatch.setitem(retrying._OF_SERVICES, JobKind.STOP, faulty)
+    with pytest.raises(TypeError, match="operand"):
+        retrying.request_retry(cancelled, actor="root", source="manage")
