@@ -14,6 +14,8 @@ from services import inspection, operations
 from services.models import Job, Node
 from services.problems import Problem, bad_input
 
+# What the API calls otherwise than the form.
+CALLED = {"args": "command", "args[0]": "command", "group": "user"}
 FIELDS = ("command", "name", "user", "cwd", "env", "node", "restore_on_boot")
 
 
@@ -32,7 +34,9 @@ def new_service(request: HttpRequest) -> HttpResponse:
             source="web",
         )
     except Problem as problem:
-        return form_with(request, {"problem": problem}, problem.http_status)
+        field = "name" if problem.code == "name_taken" else str(problem.details.get("field", ""))
+        wrong = CALLED.get(field, field)
+        return form_with(request, {"problem": problem, "wrong": wrong}, problem.http_status)
     return redirect("services:job", job.pk)
 
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 from django.db.models import Q, QuerySet
 from django.urls import reverse
 
+from dashboard.overview import is_silent
 from dashboard.page import Context, Look, Moved, page
 from dashboard.tables import Column, Filter, begins, search_of, table
 from dashboard.waterfall import waterfall
@@ -85,6 +86,7 @@ def job(look: Look, reference: str) -> Context:
         "job": row,
         "events": row.known_events,
         "seconds": row.seconds,
+        "silent": is_silent(row.node),
         "bars": waterfall(row),
         "lines": marked(row.error_lines),
         "may_retry": may_retry(row),

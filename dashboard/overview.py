@@ -95,8 +95,12 @@ def _shown(jobs: Any) -> Any:
     )
 
 
+def is_silent(node: Node) -> bool:
+    """Tell whether a node's worker has not been heard for so long that something is wrong."""
+    return node.last_seen_at is None or timezone.now() - node.last_seen_at >= SILENT_AFTER
+
+
 def _nodes() -> list[NodeHealth]:
-    now = timezone.now()
     counted = Image.objects.order_by().values("node").annotate(count=Count("*"), bytes=Sum("size_bytes"))
     pools = {row["node"]: (row["count"], row["bytes"] or 0) for row in counted}
     found = []
@@ -105,7 +109,7 @@ def _nodes() -> list[NodeHealth]:
         found.append(
             NodeHealth(
                 node,
-                node.last_seen_at is not None and now - node.last_seen_at < SILENT_AFTER,
+                not is_silent(node),
                 [text for name, text in LACKS.items() if can.get(name) is False],
                 *pools.get(node.pk, (0, 0)),
                 can.get("pool_free"),

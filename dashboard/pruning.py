@@ -30,7 +30,9 @@ def prune(request: HttpRequest) -> HttpResponse:
         return _deleted(request)
     node = request.GET.get("node", "")
     found = list(_spare(node)[: MOST + 1])
+    held = Image.objects.filter(node__name=node) if node else Image.objects.all()
     context: dict[str, Any] = {
+        "held": held.exists(),
         "images": found[:MOST],
         "bytes": sum(image.size_bytes for image in found[:MOST]),
         "more": len(found) > MOST,

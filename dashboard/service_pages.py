@@ -15,7 +15,7 @@ from services import logs
 from services.loads import FRESH
 from services.lookup import find_service
 from services.models import Job, Node, Service
-from services.states import ServiceState
+from services.states import JobKind, ServiceState
 
 LOG_LINES = 200
 IMAGES_SHOWN = 8
@@ -125,9 +125,10 @@ def service(look: Look, reference: str) -> Context:
         "usage": last_hour(found),
         "images": images[:IMAGES_SHOWN],
         "images_more": len(images) > IMAGES_SHOWN,
-        "jobs": Job.objects.filter(service_ref=found.pk).defer("traceback", "result", "error_lines")[
-            :JOBS_SHOWN
-        ],
+        # Each dialog of a dump makes dry runs; among the few shown they would hide what was done.
+        "jobs": Job.objects.filter(service_ref=found.pk)
+        .exclude(kind=JobKind.CHECK_SERVICE)
+        .defer("traceback", "result", "error_lines")[:JOBS_SHOWN],
     }
 
 

@@ -15,7 +15,7 @@ LEAST = 0.4  # percent: a step that took no time is still seen
 
 @dataclass(frozen=True)
 class Bar:
-    """A step. x, width: percent of the job's whole time. look: wait, done, now or bad."""
+    """A step. x, width: percent of the job's whole time. look: wait, done, now or bad. open: it goes on."""
 
     name: str
     x: float
@@ -23,6 +23,7 @@ class Bar:
     seconds: float
     look: str
     text: str
+    open: bool
 
 
 def waterfall(job: Job) -> list[Bar]:
@@ -47,5 +48,6 @@ def waterfall(job: Job) -> list[Bar]:
             look = "bad"
         width = max(LEAST, 100 * seconds / whole)
         x = min(100 * (event.at - begin).total_seconds() / whole, 100 - width)
-        found.append(Bar(name, round(max(0.0, x), 3), round(width, 3), seconds, look, event.text))
+        goes_on = following is None and job.is_active
+        found.append(Bar(name, round(max(0.0, x), 3), round(width, 3), seconds, look, event.text, goes_on))
     return found

@@ -29,7 +29,10 @@ def refused(request: HttpRequest, problem: Problem) -> HttpResponse:
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return render(request, "404.html", status=404)
+    # A page says what is not there; what Django says of an address is of no use to anybody.
+    problem = exception.__cause__
+    said = f"{problem.message} It may have been deleted." if isinstance(problem, Problem) else ""
+    return render(request, "404.html", {"message": said}, status=404)
 
 
 def fault(request: HttpRequest) -> HttpResponse:
@@ -38,5 +41,5 @@ def fault(request: HttpRequest) -> HttpResponse:
     message = "The site's log has the traceback. Services go on running without the site."
     if isinstance(sys.exception(), OperationalError | InterfaceError):
         away = database_away()
-        title, message, status = away.message, away.remedy, away.http_status
+        title, message, status = away.message.rstrip("."), away.remedy, away.http_status
     return render(None, "500.html", {"title": title, "message": message}, status=status)

@@ -28,6 +28,27 @@
     }
   }
 
+  /* --- How long a step takes so far, by the time that passes here: clocks may differ ------------- */
+
+  const shownAt = new WeakMap();
+
+  function duration(seconds) {
+    if (seconds < 60) return Math.floor(seconds) + " s";
+    const [big, small, unit, rest] = seconds < 3600 ? [60, 1, "min", "s"] : [3600, 60, "h", "min"];
+    return Math.floor(seconds / big) + " " + unit + " " + Math.floor((seconds % big) / small) + " " + rest;
+  }
+
+  function tellSeconds() {
+    for (const each of all("[data-seconds]")) {
+      const told = shownAt.get(each);
+      if (!told || told.text !== each.dataset.seconds) {
+        shownAt.set(each, { text: each.dataset.seconds, at: performance.now() });
+      } else {
+        each.textContent = duration(Number(told.text) + (performance.now() - told.at) / 1000);
+      }
+    }
+  }
+
   /* --- Morphing: make a part look like new HTML and keep what somebody is at ------------------- */
 
   const KEPT = { INPUT: ["checked", "value"], TEXTAREA: ["value"], SELECT: ["value"], DETAILS: ["open"] };
@@ -302,6 +323,9 @@
   markScrollers();
   window.addEventListener("resize", () => markScrollers());
   document.addEventListener("toggle", () => markScrollers(), true);
+  tellSeconds();
   setInterval(() => tellTimes(), 5000);
+  setInterval(tellSeconds, 1000);
+  for (const box of all(".life-scroll")) box.scrollLeft = box.scrollWidth;  // what is new is at its end
   listen();
 })();

@@ -169,21 +169,28 @@ def test_every_page_is_accessible_also_in_the_dark_and_small(
 ) -> None:
     port = free_port()
     service = stack.create(*server(port).split(), options=("--name", "web"))
-    image = stack.dump(service, "--leave-running")
+    before, image = (stack.dump(service, "--leave-running") for _ in range(2))
     stack.mhctl("service", "create", "--name", "broken", "--", "no-such-program", check=False)
     jobs = stack.api("GET", "jobs").body
     failed = next(job["object_id"] for job in jobs if job["status"] == "failed")
     log_in_as_admin(page, stack)
     addresses = ["/", "/services/", f"/services/{service}/", f"/services/{service}/dump/", "/services/new/"]
-    addresses += ["/images/", f"/images/{image}/", f"/images/compare/?a={image}", "/images/prune/", "/jobs/"]
+    addresses += [
+        "/images/",
+        f"/images/{image}/",
+        f"/images/compare/?a={before}&b={image}",
+        "/images/prune/",
+        "/jobs/",
+    ]
     addresses += [f"/jobs/{failed}/", "/audit/", "/account/tokens/", "/account/password/"]
+    addresses += ["/nope/", "/services/nope/"]
     for number, address in enumerate(addresses):
-        dark, narrow = number % 2, number % 3 == 0
-        page.emulate_media(color_scheme="dark" if dark else "light")
-        page.set_viewport_size({"width": 360 if narrow else 1280, "height": 800})
+        page.emulate_media(color_scheme="dark" if number % 2 else "light")
         page.goto(address)
-        wide = page.evaluate("() => document.documentElement.scrollWidth - window.innerWidth")
-        assert wide <= 0, f"{address} is {wide} pixels too wide"
+        for width in (1280, 360) if number % 3 else (360,):
+            page.set_viewport_size({"width": width, "height": 800})
+            wide = page.evaluate("() => document.documentElement.scrollWidth") - width
+            assert wide <= 0, f"{address} is {wide} pixels wider than {width}"
         assert_accessible(page)
 
 
