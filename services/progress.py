@@ -205,10 +205,11 @@ def lose(
     **seen: Unpack[Seen],
 ) -> None:
     """End a job whose worker died. service_state: what the disk says; None means the state before."""
+    look = "Look at the service's state (mhctl service show), then ask again."
     fields = {
         "error_code": "worker_lost",
         "error_message": message,
-        "error_remedy": "Look at the service's state (mhctl service show), then ask again.",
+        "error_remedy": look if job.service_ref else "Ask again.",
     }
     _end(job, JobState.LOST, fields, _settle_as(job, service_state, seen), text=message)
 

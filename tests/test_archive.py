@@ -336,6 +336,93 @@ def test_an_import_that_was_killed_goes_on_where_it_was(paths: Paths, tmp_path: 
     assert (other.image(IMAGE) / "f04.img").stat().st_ino == untouched["f04.img"]
 
 
+def test_an_import_that_is_killed_ends_with_its_cause_and_goes_on(stack: Stack, folder: Path) -> None:
+    """A pool process is killed where its node is held fast, in the middle of the files."""
+    image = stack.dump(stack.create("sleep", "600"))
+    archive = folder / "sleep.tar.zst"
+    stack.mhctl("image", "export", image, str(archive))
+    stack.mhctl("image", "delete", "--force", image)
+    left = stack.state / f"images/.import-{image}"
+    left.mkdir(mode=0o700)
+    held = left / "pages-1.img"
+    os.mkfifo(held)  # which nobody reads: the import waits there
+    with subprocess.Popen(
+        [sys.executable, "-c", "from mhctl.main import main; exit(main())", "image", "import", str(archive)],
+        cwd=Path(__file__).parent.parent,
+        env=stack.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as mhctl:
+
+        def is_held() -> bool:
+            step = stack.api("GET", "jobs?limit=1").body[0]["step"]
+            return step == "writing files" and (left / "inventory.img").exists()
+
+        assert eventually(is_held, 60)
+        assert stack.api("GET", "images").body == []
+        for pid in stack.pool():
+            os.kill(pid, signal.SIGKILL)
+        said = mhctl.communicate(timeout=120)[1]
+    assert mhctl.returncode == 1
+    assert "The worker died at the step 'writing files'" in said
+    assert "what was written is not written again" in said
+    assert stack.api("GET", "images").body == []
+    held.unlink()
+    stack.mhctl("image", "import", str(archive))
+    assert stack.api("GET", "jobs?limit=1").body[0]["result"]["resumed"] > 0
+    assert not left.exists()
+    stack.mhctl("image", "verify", image)
+    stack.restore(image)
+
+
+def test_whatever_else_ends_an_import_leaves_nothing(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = node_in(paths.state_dir.parent / "other")
+    made = export(paths).path
+    for error in (OSError(errno.EIO, "broken"), OSError(errno.EDQUOT, "quota"), RuntimeError("a bug")):
+
+        def fails(*_: object, error: Exception = error) -> None:
+            raise error
+
+        with monkeypatch.context() as broken:
+            broken.setattr(manifest, "seal", fails)
+            with pytest.raises(type(error)):
+                import_file(other, made)
+        assert list(other.images.iterdir()) == []
+    import_file(other, made)
+    assert same_image(paths, other)
+
+
+def test_one_import_of_an_image_at_once(paths: Paths, tmp_path: Path) -> None:
+    other = node_in(tmp_path / "other")
+    made = export(paths).path
+    second: list[str] = []
+
+    def step(doing: str) -> None:
+        if doing == "sealing image":
+            with pytest.raises(JobFailed) as caught:
+                import_file(other, made)
+            second.append(caught.value.code)
+
+    import_file(other, made, step=step)
+    assert second == ["image_busy"]
+    assert import_file(other, made).was_there
+    assert [path.name for path in other.images.iterdir()] == [IMAGE]
+
+
+def test_what_a_killed_import_left_is_swept_away(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (f".import-{'c' * 32}", ".import-by-hand"):
+        (paths.images / name).mkdir()
+        (paths.images / name / "pages-1.img").write_bytes(b"secret")
+
+    def swept() -> set[str]:
+        importing.sweep(paths)
+        return {path.name for path in paths.images.iterdir()} - {IMAGE}
+
+    assert len(swept()) == 2, "somebody may go on with it"
+    monkeypatch.setattr(importing, "_KEPT_FOR", -1.0)
+    assert swept() == {".import-by-hand"}
+
+
 def test_a_killed_export_leaves_a_file_that_the_next_sweep_takes(paths: Paths) -> None:
     left = paths.archives / ".out.4711.new"
     left.write_bytes(b"half")

@@ -134,6 +134,7 @@ def entry(**values: Any) -> Change:
                 "../x",
                 "/x",
                 "a/../b",
+                "a/b",
                 "a//b",
                 "a/",
                 ".",

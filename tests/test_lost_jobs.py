@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from images import operations as images
+from images.models import Image
 from services import operations
 from services.models import Job
 from services.states import JobKind
-from tests.rows import made_service, running_service
+from tests.rows import made_service, recorded_image, running_service
 from tests.stack import eventually
 from worker import handlers, locks, process, reconcile, supervision, tasks
 from worker.durable import write_json
@@ -82,6 +84,24 @@ def test_a_supervisor_that_hangs_is_ended_with_its_job() -> None:
     assert job.status == "lost"
     assert service.status == "created"
     operations.request_start(service, actor="root", source="manage")
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_deletion_that_was_killed_is_brought_to_its_end_once_the_image_is_none(renamed: bool) -> None:
+    service = made_service()
+    image = recorded_image(service)
+    job = operations.claim(
+        images.request_delete(image, actor="root", source="manage", force=True).pk, worker=DEAD
+    )
+    assert job
+    paths = tasks.paths()
+    left = paths.images / f".deleted-{image.pk}" if renamed else paths.image(image.pk)
+    left.mkdir(parents=True)
+    (left / "pages-1.img").write_bytes(b"secret")
+    assert reconcile.settle_lost_jobs(paths, service.node.name) == 1
+    job.refresh_from_db()
+    assert job.status == "lost"
+    assert (left.exists(), Image.objects.exists()) == (not renamed, not renamed)
 
 
 def taken(kind: JobKind, options: dict[str, Any] | None = None) -> Job:

@@ -110,7 +110,7 @@ class Agent:
                         self._boot.sweep()
                         sweep = now
                     if now - tidy >= TIDY_EVERY:
-                        importing.sweep(self._paths.images)
+                        importing.sweep(self._paths)
                         manifest.sweep(self._paths.images)
                         exporting.sweep(self._paths.archives)
                         private = host.private_folders(self._paths)

@@ -227,7 +227,9 @@ class Dump:
                     "Declare its data anew (--data, --carry); the service runs as before.",
                 )
             return JobFailed(
-                "pool_full" if self.sealing_failed.errno == errno.ENOSPC else "sealing_failed",
+                "pool_full"
+                if self.sealing_failed.errno in {errno.ENOSPC, errno.EDQUOT}
+                else "sealing_failed",
                 f"The image could not be sealed: {self.sealing_failed.strerror or self.sealing_failed}.",
                 "Make room in the pool (mhctl image list), or look at its disk; the service runs as before.",
             )

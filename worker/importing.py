@@ -8,8 +8,6 @@ filled by the next import of that image, file by file; any other failure leaves 
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import math
@@ -19,11 +17,11 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from worker import encryption, manifest, preflight, programs
+from worker import encryption, locks, manifest, preflight, programs
 from worker.errors import JobFailed, describe
 from worker.exporting import ORIGIN, Progress
 from worker.paths import Paths, checked_id
@@ -33,7 +31,7 @@ from worker.tarstream import BadStream, Member, Reader
 _LARGEST_MANIFEST = 8 << 20  # of brackets alone it takes half a gigabyte of memory
 _LARGEST_ORIGIN = 64 << 10
 _MOST_FILES = 50_000
-_LONGEST_PART, _LONGEST_NAME = 255, 1024
+_LONGEST_NAME = 255
 _LONGEST_WORD = 64  # a column's width
 _RESERVE = 16 << 20
 _KEPT_FOR = 24 * 3600.0
@@ -111,29 +109,31 @@ class Import:
         facts = self._manifest(reader)
         image_id = facts["image"]
         final = self._paths.image(image_id)
-        if final.exists():
-            self._require_same(final, facts)
-            running.kill()
-            return Imported(image_id, was_there=True)
-        with _alone(self._paths.importing(image_id)) as folder:
+        with _alone(self._paths, image_id):
+            if final.exists():
+                self._require_same(final, facts)
+                running.kill()
+                return Imported(image_id, was_there=True)
+            folder = self._paths.importing(image_id)
             try:
+                folder.mkdir(mode=0o700, exist_ok=True)
+                os.utime(folder)
                 origin = self._fill(reader, folder, facts)
                 failures = running.finish()
                 if failures:
                     raise self._bad("cannot be read to its end", failures)
-                self._step("sealing image")
-                said = {key: value for key, value in facts.items() if key not in ("version", "files", "sum")}
-                notes = {**self._notes, "archive": self._archive.name, "sum": facts["sum"], "from": origin}
-                with GrowingSums(folder) as sums:
-                    manifest.seal(folder, final, {**said, "origin": notes}, sums)
-            except (JobFailed, BadStream):
-                shutil.rmtree(folder)
-                raise
-            except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    shutil.rmtree(folder)
+                self._seal(folder, final, facts, origin)
+            except Exception:
+                shutil.rmtree(folder, ignore_errors=True)
                 raise
         return Imported(image_id, resumed=self._resumed)
+
+    def _seal(self, folder: Path, final: Path, facts: dict[str, Any], origin: dict[str, Any]) -> None:
+        self._step("sealing image")
+        said = {key: value for key, value in facts.items() if key not in ("version", "files", "sum")}
+        notes = {**self._notes, "archive": self._archive.name, "sum": facts["sum"], "from": origin}
+        with GrowingSums(folder) as sums:
+            manifest.seal(folder, final, {**said, "origin": notes}, sums)
 
     def _manifest(self, reader: Reader) -> dict[str, Any]:
         member = reader.next()
@@ -205,7 +205,6 @@ class Import:
             for data in reader.content():
                 progress.add(len(data))
             return
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = hashlib.sha256()
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
@@ -299,10 +298,8 @@ def _faults_of_files(files: dict[str, Any]) -> Iterator[str]:
     if not files or len(files) > _MOST_FILES:
         yield f"{len(files)} files are named"
     for name, entry in files.items():
-        if not is_plain_name(name) or name in (manifest.NAME, manifest.FIGURES, ORIGIN):
+        if not _is_plain_name(name) or name in (manifest.NAME, manifest.FIGURES, ORIGIN):
             yield f"the name {name[:80]!r} stands"
-        elif any(str(parent) in files for parent in PurePosixPath(name).parents):
-            yield f"{name[:80]!r} lies in a file"
         elif not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
             yield f"{name[:80]!r} has no sum"
         elif not _SHA256.match(entry["sha256"]) or type(entry.get("size")) is not int:
@@ -311,42 +308,36 @@ def _faults_of_files(files: dict[str, Any]) -> Iterator[str]:
             yield f"{name[:80]!r} has the size {entry['size']}"
 
 
-def is_plain_name(name: str) -> bool:
-    """Tell whether a file of this name lies below the folder that it is written to, wherever that is."""
-    parts = name.split("/")
+def _is_plain_name(name: str) -> bool:
+    """Tell whether a file of this name lies in the folder that it is written to, wherever that is."""
     return (
-        all(part not in ("", ".", "..") and len(os.fsencode(part)) <= _LONGEST_PART for part in parts)
+        name not in ("", ".", "..")
+        and "/" not in name
         and len(os.fsencode(name)) <= _LONGEST_NAME
         and name.isprintable()
     )
 
 
-def sweep(pool: Path) -> None:
+def sweep(paths: Paths) -> None:
     """Remove what imports have left that were killed and that nobody has gone on with for a day."""
-    for folder in pool.glob(".import-*"):
-        try:
+    for folder in paths.images.glob(".import-*"):
+        image_id = folder.name.removeprefix(".import-")
+        with suppress(JobFailed, FileNotFoundError, ValueError), _alone(paths, image_id):
             if time.time() - folder.stat().st_mtime > _KEPT_FOR:
-                with _alone(folder):
-                    shutil.rmtree(folder)
-        except (JobFailed, FileNotFoundError):
-            continue
+                shutil.rmtree(folder)
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[Path]:
-    """Make the folder of an import, unless it is there, and hold it against other imports for the block."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.utime(descriptor)
-        yield folder
-    except BlockingIOError:
-        raise JobFailed(
-            "image_busy", "Another import works on this image.", "Wait for it (mhctl job list)."
-        ) from None
-    finally:
-        os.close(descriptor)
+def _alone(paths: Paths, image_id: str) -> Iterator[None]:
+    """Hold an image against other imports for the block."""
+    lock = paths.import_lock(image_id)
+    lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with locks.held(lock) as mine:
+        if mine is None:
+            raise JobFailed(
+                "image_busy", "Another import works on this image.", "Wait for it (mhctl job list)."
+            )
+        yield
 
 
 def _open(path: Path) -> int:
@@ -381,22 +372,16 @@ def _origin(text: bytes) -> dict[str, Any]:
 
 
 def _clear(folder: Path, files: dict[str, Any]) -> None:
-    """Remove what another archive of this id has left; one of our own leaves nothing else."""
-    for parent, folders, names in os.walk(folder, topdown=False):
-        for name in names:
-            path = Path(parent, name)
-            if str(path.relative_to(folder)) not in files:
-                path.unlink()
-        for name in folders:
-            path = Path(parent, name)
-            if not any(path.iterdir()):
-                path.rmdir()
+    """Remove what another archive of this id has left, and a manifest that was never the image's."""
+    for path in folder.iterdir():
+        if path.name not in files:
+            path.unlink()
 
 
 def _size(path: Path) -> int:
     try:
         found = path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return 0
     return found.st_size if stat.S_ISREG(found.st_mode) else 0
 

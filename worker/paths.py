@@ -50,6 +50,10 @@ class Paths(NamedTuple):
         """Return the folder that an image is imported to before it is sealed; an import goes on there."""
         return self.images / f".import-{checked_id(image_id)}"
 
+    def import_lock(self, image_id: str) -> Path:
+        """Return the lock of whoever imports an image."""
+        return self.run_dir / "imports" / checked_id(image_id) / "job.lock"
+
     @property
     def archives(self) -> Path:
         """The folder of archives, the only one that jobs export to and import from. It is root's alone."""

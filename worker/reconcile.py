@@ -176,11 +176,16 @@ def _settle(paths: Paths, job: Job) -> None:
             stuck = f" {failure.message}"
     if job.kind == JobKind.IMPORT_IMAGE:
         _record_missing_images(paths, job.node)
+    if job.kind == JobKind.DELETE_IMAGE and not paths.image(job.image_id).exists():
+        manifest.remove(paths.image(job.image_id))
+        images.forget(job.image_id)
     found = _truth_after_loss(paths, job, dumped=image) if job.service_ref else None
     said = f"at the step {job.step!r}" if job.step else "before its first step"
-    outcome = (
-        "The image had been sealed and is good." if image else "What is true now was read from the node."
-    )
+    outcome = "What is true now was read from the node."
+    if image:
+        outcome = "The image had been sealed and is good."
+    elif job.kind == JobKind.IMPORT_IMAGE:
+        outcome = "An image that was whole is in the pool; of another, what was written is not written again."
     message = f"The worker died {said}. {outcome}{stuck}"
     operations.lose(job, message, found.state if found else None, **(found.extras() if found else {}))
 

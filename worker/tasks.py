@@ -110,7 +110,7 @@ def _carry_out(job: Job) -> None:
     except JobFailed as failure:
         _fail(job, failure)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             pool = paths().images
             message = f"The disk is full: {describe(error)}."
             remedy = f"Make room where it is (df -h; the image pool is {pool}), then try again."
