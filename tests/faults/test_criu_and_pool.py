@@ -14,8 +14,8 @@ import pytest
 from tests.faults import promise
 from tests.faults.campaign import Broken, Campaign
 from tests.faults.kept import Kept
-from tests.faults.test_worker_killed import BEGINS_FROM, after
 from tests.faults.tight import PATIENCE, POOL, Tight
+from tests.faults.verbs import after, ready
 from tests.stack import eventually
 
 MEBIBYTES = 128
@@ -81,8 +81,7 @@ def test_a_criu_that_does_not_come_to_an_end(
             verb = chances.choice(["dump", "copy", "restore"])
             moment = chances.uniform(0.01, 0.25)
             with fault.round(f"{verb}, after {moment:.3f} s"):
-                service.bring_to(BEGINS_FROM[verb])
-                service.forget_images(but=service.row()["image"] if verb == "restore" else None)
+                ready(service, verb)
                 job = service.begin(verb)
                 eventually(lambda job=job: tight.at_work(job["object_id"]), 5)  # type: ignore[misc]
                 time.sleep(moment)

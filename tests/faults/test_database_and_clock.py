@@ -17,7 +17,7 @@ from tests.faults import promise
 from tests.faults.campaign import Broken, Campaign
 from tests.faults.kept import Kept
 from tests.faults.lab import Lab
-from tests.faults.test_worker_killed import BEGINS_FROM, after, lasts
+from tests.faults.verbs import BEGINS_FROM, after, under_way
 from tests.stack import eventually, living
 from tests.test_locked_database import held
 from tests.test_postgresql import Database, database
@@ -36,11 +36,7 @@ def test_a_database_that_is_locked_for_long(lab: Lab, campaign: Campaign) -> Non
         before = promise.host(lab)
         for _ in range(campaign.rounds(1, 8)):
             with fault.round() as chances:
-                verb = chances.choice(list(BEGINS_FROM))
-                service.bring_to(BEGINS_FROM[verb])
-                service.forget_images(but=service.row()["image"] if verb == "restore" else None)
-                job = service.begin(verb)
-                time.sleep(chances.uniform(0, lasts(1, verb)))
+                verb, job = under_way(service, chances)
                 with held(lab.folder / "state/database/db.sqlite3"):
                     time.sleep(seconds)
                 promise.settle(lab)
@@ -70,11 +66,7 @@ def test_a_postgresql_that_is_restarted(elsewhere: tuple[Lab, Database], campaig
         before = promise.host(node)
         for _ in range(campaign.rounds(1, 15)):
             with fault.round() as chances:
-                verb = chances.choice(list(BEGINS_FROM))
-                service.bring_to(BEGINS_FROM[verb])
-                service.forget_images(but=service.row()["image"] if verb == "restore" else None)
-                service.begin(verb)
-                time.sleep(chances.uniform(0, lasts(1, verb)))
+                verb, _ = under_way(service, chances)
                 server.restart()
                 eventually(lambda: node.api("GET", "node").status == 200, 30)
                 promise.settle(node)
@@ -87,13 +79,7 @@ def test_a_postgresql_that_is_restarted(elsewhere: tuple[Lab, Database], campaig
 def into_the_future(rows: Path) -> None:
     """Move every time in the rows an hour ahead, as they look after a clock was set back by one."""
     with contextlib.closing(sqlite3.connect(rows, timeout=30)) as connection, connection:
-        for table in (
-            "services_node",
-            "services_service",
-            "services_job",
-            "services_jobevent",
-            "images_image",
-        ):
+        for table in TABLES:
             columns = connection.execute(f"PRAGMA table_info({table})").fetchall()
             for column in [name for _, name, kind, *_ in columns if kind == "datetime"]:
                 query = f"SELECT rowid, {column} FROM {table} WHERE {column} IS NOT NULL"

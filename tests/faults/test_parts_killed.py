@@ -15,7 +15,7 @@ from tests.faults.campaign import Broken, Campaign
 from tests.faults.kept import Kept
 from tests.faults.lab import Lab
 from tests.faults.replay import contradictions
-from tests.faults.test_worker_killed import BEGINS_FROM, after, lasts
+from tests.faults.verbs import BEGINS_FROM, after, lasts, ready
 from tests.stack import eventually
 
 
@@ -70,8 +70,7 @@ def test_no_service_is_lost_when_a_part_is_killed(lab: Lab, campaign: Campaign, 
             verb = chances.choice([*BEGINS_FROM, "nothing"])
             moment = chances.uniform(0, lasts(1, verb))
             with fault.round(f"{verb}, killed after {moment:.3f} s"):
-                service.bring_to(BEGINS_FROM.get(verb, "running"))
-                service.forget_images(but=service.row()["image"] if verb == "restore" else None)
+                ready(service, verb)
                 if verb != "nothing":
                     service.begin(verb)
                 time.sleep(moment)

@@ -9,7 +9,7 @@ from tests.faults import promise
 from tests.faults.campaign import Broken, Campaign, Fault
 from tests.faults.kept import Kept
 from tests.faults.lab import Lab
-from tests.faults.test_worker_killed import BEGINS_FROM, lasts
+from tests.faults.verbs import BEGINS_FROM, lasts
 from tests.stack import eventually
 
 

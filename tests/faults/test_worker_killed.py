@@ -11,24 +11,11 @@ from tests.faults import promise
 from tests.faults.campaign import Broken, Campaign
 from tests.faults.kept import Kept
 from tests.faults.lab import Lab
+from tests.faults.verbs import BEGINS_FROM, after, lasts, ready
 from tests.stack import eventually
 
-BEGINS_FROM = {
-    "dump": "running",
-    "copy": "running",
-    "restore": "dumped",
-    "start": "stopped",
-    "stop": "running",
-}
 SETTLED_WITHIN = 10.0
 """Seconds within which a worker that was started again ends the job of the one before, or takes it up."""
-
-
-def lasts(size: int, verb: str) -> float:
-    """Return about how many seconds a job takes that nobody disturbs."""
-    if verb in {"dump", "copy", "restore"}:
-        return 0.2 if size < 100 else 1.6
-    return 0.7 if verb == "start" else 0.1
 
 
 def kill_during(lab: Lab, service: Kept, verb: str, victim: str, moment: float) -> None:
@@ -63,8 +50,7 @@ def test_no_service_is_lost_when_the_worker_is_killed(
             victim = chances.choice(["main", "pool"])
             moment = chances.uniform(0, lasts(size, verb))
             with fault.round(f"{verb}, {victim} killed after {moment:.3f} s"):
-                service.bring_to(BEGINS_FROM[verb])
-                service.forget_images(but=service.row()["image"] if verb == "restore" else None)
+                ready(service, verb)
                 kill_during(lab, service, verb, victim, moment)
                 eventually(lambda: not promise.criu_processes(), 60)
                 reborn = time.monotonic()
@@ -81,12 +67,3 @@ def test_no_service_is_lost_when_the_worker_is_killed(
         fault.facts = {"slowest settling, s": round(slowest, 1), "jobs ended": ends}
         service.bring_to("running")
         service.delete()
-
-
-def after(service: Kept, verb: str) -> None:
-    """Say what the service's memory must be by now, if it runs."""
-    row = service.row()
-    if verb == "restore" and row["status"] == "running":
-        service.memory = service.images[row["image"]]
-    elif verb == "start":
-        service.memory = None
