@@ -198,17 +198,17 @@ def _raised() -> Iterator[tuple[str, str, str]]:
                     continue
                 named = {keyword.arg: keyword.value for keyword in node.keywords}
                 remedy = node.args[2] if len(node.args) > 2 else named.get("remedy")
-                for code in _texts(node.args[0]):
+                for code in texts(node.args[0]):
                     message = _joined(node.args[1])
                     if re.fullmatch(r"[a-z_]+", code) and message != "…":
                         yield code, message, _joined(remedy) if remedy else ""
 
 
 def _joined(node: ast.expr) -> str:
-    return " / ".join(dict.fromkeys(_texts(node)))
+    return " / ".join(dict.fromkeys(texts(node)))
 
 
-def _texts(node: ast.expr) -> Iterator[str]:
+def texts(node: ast.expr) -> Iterator[str]:
     """Yield what an expression may say; what is not known before it runs is an ellipsis."""
     match node:
         case ast.Constant(value=str(text)):
@@ -216,10 +216,10 @@ def _texts(node: ast.expr) -> Iterator[str]:
         case ast.JoinedStr(values=parts):
             yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts)
         case ast.IfExp(body=one, orelse=other):
-            yield from _texts(one)
-            yield from _texts(other)
+            yield from texts(one)
+            yield from texts(other)
         case ast.BinOp(left=left, right=right):
-            yield "".join([*_texts(left)][:1] + [*_texts(right)][:1])
+            yield "".join([*texts(left)][:1] + [*texts(right)][:1])
         case _:
             yield "…"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.reference import texts
 from worker.failures import TABLE
 
 ROOT = Path(__file__).parent.parent
@@ -26,18 +27,6 @@ REFUSALS = {
 PROGRAMS = ("miehistod ", "redis-server ")
 # mhctl has a remedy of its own where a UsageError brings none.
 MAY_LACK_A_REMEDY = {"UsageError"}
-
-
-def texts(node: ast.expr) -> Iterator[str]:
-    """Yield what an expression may say, as far as it can be seen; "\\0" stands for what is filled in."""
-    match node:
-        case ast.Constant(value=str(text)):
-            yield text
-        case ast.JoinedStr(values=parts):
-            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in parts)
-        case ast.IfExp(body=one, orelse=other):
-            yield from texts(one)
-            yield from texts(other)
 
 
 def said(package: str) -> Iterator[tuple[str, str, str | None]]:
@@ -69,8 +58,8 @@ def is_sentence(text: str) -> bool:
 
     What is filled in is trusted, and paths and programs keep the names that they have.
     """
-    begins = text[:1].isupper() or text.startswith(("/", "\0", *PROGRAMS))
-    return begins and text.endswith((".", "\0"))
+    begins = text[:1].isupper() or text.startswith(("/", "…", *PROGRAMS))
+    return begins and text.endswith((".", "…"))
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -83,4 +72,4 @@ def test_refusals_are_sentences_with_a_remedy(package: str) -> None:
 def test_explanations_of_criu_are_sentences_with_a_remedy() -> None:
     for row in TABLE:
         for text in (row.cause, row.remedy):
-            assert is_sentence(text.replace("{", "\0") if text.startswith("{") else text), text
+            assert is_sentence(text.replace("{", "…") if text.startswith("{") else text), text
