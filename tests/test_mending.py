@@ -198,7 +198,10 @@ def test_a_worker_that_dies_between_deed_and_word_has_dumped(
         image = hasty.show("job", job)["image"]
         assert eventually((hasty.state / "images" / image / "manifest.json").exists)
         assert eventually(lambda: not (hasty.folder / f"run/services/{service}/state.json").exists())
+        pool = hasty.pool()
         os.kill(hasty.part("worker"), signal.SIGKILL)
+        # The one that waits for the rows dies a moment later, and would write them until then.
+        assert eventually(lambda: not any(map(process.Process.of, pool)))
         rows.execute("ROLLBACK")
     rows.close()
 
