@@ -63,17 +63,20 @@ def _end_repair(pid: int) -> int:
     """End the repair mode of the connections that a process holds, and return how many were in it."""
     try:
         descriptor = os.pidfd_open(pid)
-        names = os.listdir(f"/proc/{pid}/fd")
     except OSError:
         return 0
     mended = 0
-    for name in names:
-        try:
-            if os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
-                mended += _end_repair_of(descriptor, int(name))
-        except OSError as error:
-            log.debug("descriptor %s of process %d cannot be looked at: %s", name, pid, error)
-    os.close(descriptor)
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                if os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
+                    mended += _end_repair_of(descriptor, int(name))
+            except OSError as error:
+                log.debug("descriptor %s of process %d cannot be looked at: %s", name, pid, error)
+    except OSError:
+        pass  # it has ended
+    finally:
+        os.close(descriptor)
     return mended
 
 
