@@ -8,6 +8,7 @@ from mhctl.client import segment
 from mhctl.errors import MhctlError, Unreachable
 from mhctl.jobs import client_of
 from mhctl.text import plain, put, put_json
+from mhctl.waiting import ENDED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 PATIENCE = 300  # seconds for all of them, unless told otherwise
 PAUSE = 0.25  # seconds between two looks
-ENDED = frozenset(("succeeded", "failed", "errored", "lost", "cancelled"))
 
 
 class Dump:

@@ -74,7 +74,7 @@ def create(parsed: Parsed) -> None:
     body |= {
         name: options[name]
         for name in ("data", "carry", "restore_on_boot", "name")
-        if options[name] not in (None, False, [])
+        if given_at_all(options[name])
     }
     make_job(parsed, "POST", "services", body=body, result=service_id)
 

@@ -134,7 +134,7 @@ def test_every_signal_has_a_name(number: int) -> None:
 @given(made.binary(max_size=60))
 def test_a_mount_point_may_have_any_name(raw: bytes) -> None:
     escaped = b"".join(b"\\%03o" % each if each in b" \t\n\\#" else bytes([each]) for each in raw)
-    read = namespaces._unescaped(escaped.decode("utf-8", "surrogateescape"))
+    read = namespaces.unescaped(escaped.decode("utf-8", "surrogateescape"))
     assert read.encode("utf-8", "surrogateescape") == raw
 
 

@@ -23,7 +23,7 @@ from worker.image_files import Entry, Held, Image, Unreadable, entries, number, 
 from worker.image_memory import KINDS, Memory, Shared
 from worker.runmh.launch import Account
 from worker.runmh.privileges import Privileges
-from worker.sockdiag import STATES, endpoint
+from worker.sockdiag import STATES, UNIX_KINDS, endpoint
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,6 @@ _MEMORY, _SECONDS = 2 << 30, 60
 _NOBODY = "65534"
 _TASKS = {1: "running", 2: "dead", 3: "stopped", 6: "zombie"}
 _PROTOCOLS = {6: "tcp", 17: "udp", 136: "udplite"}
-_UNIX_KINDS = {1: "stream", 2: "datagram", 5: "seqpacket"}
 _SOCKETS = {"INETSK": "isk", "UNIXSK": "usk", "PACKETSK": "psk", "NETLINKSK": "nlsk"}
 _WORDS = {
     "PIPE": "pipe", "FIFO": "fifo", "EVENTFD": "eventfd", "EVENTPOLL": "epoll", "INOTIFY": "inotify",
@@ -266,7 +265,7 @@ def _socket(kind: str, found: Entry) -> dict[str, Any]:
         name = found.get("name")
         shown = text(name, 256)
         raw_name = name if isinstance(name, bytes) else str(name or "").encode("utf-8", "backslashreplace")
-        kind_of = _UNIX_KINDS.get(number(found, "type"), "")
+        kind_of = UNIX_KINDS.get(number(found, "type"), "")
         return {
             "family": "unix",
             "state": said,

@@ -57,7 +57,7 @@ def host_mounts(skip: Iterable[str] = ()) -> list[str]:
         for line in file:
             fields, _, rest = line.partition(" - ")
             _, _, device, _, point, *_ = fields.split(" ")
-            point = _unescaped(point)
+            point = unescaped(point)
             major, minor = device.split(":")
             if point == "/" or rest.split(" ", 1)[0] in _SKIPPED_TYPES or _has_odd_name(point):
                 continue
@@ -80,8 +80,8 @@ def _has_odd_name(point: str) -> bool:
     return any(character in point for character in "[]:\n") or not point.isprintable()
 
 
-def _unescaped(field: str) -> str:
-    """Undo mountinfo's octal escapes of space, tab, newline and backslash (proc_pid_mountinfo(5))."""
+def unescaped(field: str) -> str:
+    """Return a field of mountinfo without its octal escapes (proc_pid_mountinfo(5))."""
     if "\\" not in field:
         return field
     raw = field.encode("utf-8", "surrogateescape").decode("unicode_escape").encode("latin-1")
@@ -113,7 +113,7 @@ def is_tmpfs(point: str) -> bool:
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             fields, _, rest = line.partition(" - ")
-            if _unescaped(fields.split(" ")[4]) == point:
+            if unescaped(fields.split(" ")[4]) == point:
                 found = rest.split(" ", 1)[0] in {"tmpfs", "ramfs"}
     return found
 

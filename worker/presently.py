@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ _FAMILIES = {
     "TCP": "tcp", "TCPv6": "tcp", "UDP": "udp", "UDPv6": "udp", "UNIX": "unix", "UNIX-STREAM": "unix",
     "RAW": "raw", "RAWv6": "raw", "MPTCP": "mptcp", "MPTCPv6": "mptcp",
 }  # fmt: skip
-_UNIX_KINDS = {1: "stream", 2: "datagram", 5: "seqpacket"}
 
 
 def look(init: int) -> dict[str, Any]:
@@ -81,7 +80,7 @@ def _ticks(pid: int) -> int:
     return int(fields[11]) + int(fields[12])
 
 
-def _process(pid: int, known: Iterable[int]) -> dict[str, Any] | None:
+def _process(pid: int, known: Container[int]) -> dict[str, Any] | None:
     """Return a process as pages show it; None if it has ended."""
     status = process.status(pid)
     if not status:
@@ -196,6 +195,6 @@ def _sockets(init: int, held: dict[int, dict[str, Any]]) -> list[dict[str, Any]]
             row["state"] = sockdiag.STATES.get(local.state, "")
             row["local"] = text(local.name, 256)
             row["peer"] = text(unix[local.peer].name, 256) if local.peer in unix else ""
-            row["kind"] = _UNIX_KINDS.get(local.kind, "")
+            row["kind"] = sockdiag.UNIX_KINDS.get(local.kind, "")
         found.append(row)
     return found

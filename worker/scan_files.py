@@ -16,6 +16,7 @@ from pathlib import Path
 
 from worker import findings
 from worker.findings import Finding
+from worker.namespaces import unescaped
 from worker.scan_sockets import Held, protocol_of
 
 _ANONYMOUS = frozenset(
@@ -81,8 +82,8 @@ class Mounts:
             number, _, device, _, point, *_ = fields.split(" ")
             major, minor = map(int, device.split(":"))
             self.ids.add(int(number))
-            point = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), point)
-            self.points.setdefault(major << 20 | minor, []).append((pid, point, rest.split(" ", 1)[0]))
+            kind = rest.split(" ", 1)[0]
+            self.points.setdefault(major << 20 | minor, []).append((pid, unescaped(point), kind))
 
 
 class Files:
@@ -90,7 +91,6 @@ class Files:
 
     Args:
         ghost_limit: bytes of a deleted file that an image takes.
-        own_pipe: inode of the pipe to the service's log.
     """
 
     def __init__(self, ghost_limit: int) -> None:

@@ -22,6 +22,9 @@ STATES = {
     7: "closed", 8: "close_wait", 9: "last_ack", 10: "listening", 11: "closing",
 }  # fmt: skip
 
+UNIX_KINDS = {1: "stream", 2: "datagram", 5: "seqpacket"}
+"""By their types (socket(2))."""
+
 _SOCK_DIAG = 4
 _BY_FAMILY = 20
 _REQUEST_DUMP = 0x301

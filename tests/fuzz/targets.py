@@ -272,7 +272,7 @@ def mountinfo(data: bytes) -> None:
     name = data.replace(b"\0", b"")
     escaped = b"".join(b"\\%03o" % each if each in b" \t\n\\#" else bytes([each]) for each in name)
     field = escaped.decode("utf-8", "surrogateescape")
-    assert namespaces._unescaped(field).encode("utf-8", "surrogateescape") == name
+    assert namespaces.unescaped(field).encode("utf-8", "surrogateescape") == name
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
