@@ -155,7 +155,9 @@ def join(groups: Mapping[str, str]) -> None:
 
 def killed_for_memory(groups: Mapping[str, str]) -> bool:
     """Tell whether the kernel has killed a process of the service because it had no more memory."""
-    folder = groups.get("memory", "")
+    folder = groups.get("memory")
+    if folder is None:
+        return False
     # Version 2 and version 1 (Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst).
     told = _read(f"{folder}/memory.events") or _read(f"{folder}/memory.oom_control")
     return any(line.startswith("oom_kill ") and line.split()[1] != "0" for line in told.splitlines())
@@ -178,10 +180,12 @@ def sweep() -> None:
     """Remove groups that a supervisor which was killed has left; those in use cannot be removed."""
     for name in _CONTROLLERS:
         place = home(name)
-        for entry in os.listdir(place.folder) if place else ():
+        if place is None:
+            continue
+        for entry in os.listdir(place.folder):
             if entry.startswith(_PREFIX):
                 with contextlib.suppress(OSError):
-                    os.rmdir(f"{place.folder}/{entry}" if place else "")
+                    os.rmdir(f"{place.folder}/{entry}")
 
 
 def _read(path: str) -> str:

@@ -85,9 +85,14 @@ class Dump:
         self.sealing_seconds = 0.0
 
     def run(self) -> Dumped:
+        """Dump the service.
+
+        Raises:
+            JobFailed: it was not dumped; the service runs as before, unless the code says otherwise.
+        """
         self.partial.mkdir(mode=0o700)
         try:
-            with GrowingSums(self.partial) as self.sums:
+            with self.sums:
                 answer = self._call()
                 if answer.success and self.leave_running and self.sealing_failed is None:
                     self._seal()

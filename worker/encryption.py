@@ -32,7 +32,8 @@ def to_write(recipients: Sequence[str], gpg_recipients: Sequence[str]) -> list[P
     """Return the programs between a tar stream and an archive.
 
     Args:
-        recipients: age's, "age1…" or a public SSH key. gpg_recipients: of whom root has the public key.
+        recipients: age's, "age1…" or a public SSH key.
+        gpg_recipients: of whom root has the public key.
 
     Raises:
         JobFailed: somebody is named who can be none, or for both programs.

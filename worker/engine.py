@@ -335,7 +335,8 @@ class Engine:
         """Make an image of an archive that lies in the folder of archives.
 
         Args:
-            file: its name there. identity: the name, there too, of the file with age's key, or "".
+            file: its name there.
+            identity: the name, there too, of the file with age's key, or "".
             check, notes: as for `importing.Import`.
 
         Raises:

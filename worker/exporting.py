@@ -41,7 +41,9 @@ class Progress:
     """Says every few seconds how much of something is done.
 
     Args:
-        step: is told. doing: what is done, "writing archive". total: bytes.
+        step: is told.
+        doing: what is done, "writing archive".
+        total: bytes.
     """
 
     def __init__(self, step: Callable[[str], None], doing: str, total: int) -> None:
