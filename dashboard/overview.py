@@ -89,7 +89,7 @@ def overview(look: Look) -> Context:
 
 def _shown(jobs: Any) -> Any:
     return (
-        jobs.select_related("service", "node")
+        jobs.for_display()
         .defer("traceback", "result", "error_lines", "statistics", "options")
         .order_by("-queued_at", "-id")
     )

@@ -255,7 +255,7 @@ async def list_jobs(
         )
 
     def read() -> list[dict[str, Any]]:
-        jobs = Job.objects.select_related("service", "node")
+        jobs = Job.objects.for_display()
         if status:
             jobs = jobs.filter(status=status)
         if service:

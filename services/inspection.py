@@ -35,7 +35,7 @@ def request_check_service(
         )
     with transaction.atomic():
         # Without the row itself, for one active job a service is allowed and this one is none.
-        return new_job(
+        job = new_job(
             JobKind.CHECK_SERVICE,
             node=service.node,
             service_ref=service.pk,
@@ -43,6 +43,8 @@ def request_check_service(
             actor=actor,
             source=source,
         )
+    job.about_name = service.name
+    return job
 
 
 def request_check_command(

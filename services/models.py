@@ -129,6 +129,12 @@ class JobQuerySet(ReferenceQuerySet["Job"]):
     def active(self) -> "JobQuerySet":
         return self.filter(status__in=ACTIVE_JOB)
 
+    def for_display(self) -> "JobQuerySet":
+        """With node, service and `about_name`, in one query."""
+        about = Service.objects.filter(pk=OuterRef("service_ref")).order_by().values("name")[:1]
+        shown = self.select_related("service", "node")
+        return shown.annotate(about_name=Subquery(about))  # type: ignore[no-redef]  # it fills that attribute
+
 
 class Job(models.Model):
     """One piece of work for a worker, and afterwards its history."""
@@ -167,6 +173,9 @@ class Job(models.Model):
 
     # The events of a job just inserted, so that the answer needs no query for them.
     known_events: "list[JobEvent] | None" = None
+    # The name of the service that it is about, also where it doesn't hold it: it only looks, or works on an
+    # image. From `for_display()` or from who made it; None for a service that is gone.
+    about_name: str | None = None
 
     class Meta:
         ordering: ClassVar = ["-queued_at", "-id"]

@@ -66,12 +66,15 @@ def event_object(event: JobEvent) -> dict[str, Any]:
 
 
 def job_object(job: Job, events: Iterable[JobEvent] | None = None) -> dict[str, Any]:
-    """events: when None, those that the job is known to have; lists leave them out."""
+    """The job must come from `for_display()`; else the service of one that only looks has no name.
+
+    events: when None, those that the job is known to have; lists leave them out.
+    """
     answer = {
         "object_id": job.pk,
         "kind": job.kind,
         "service": job.service_ref or None,
-        "service_name": job.service.name if job.service else "",
+        "service_name": job.service.name if job.service else job.about_name or "",
         "image": job.image_id or None,
         "retry_of": job.retry_of or None,
         "node": job.node.name,

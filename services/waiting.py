@@ -27,7 +27,7 @@ KEEP_ALIVE = 15.0  # seconds of silence after which a stream sends an empty line
 
 def load(job_id: str) -> Job:
     """Return the job with all that its object shows."""
-    job = Job.objects.select_related("service", "node").get(pk=job_id)
+    job = Job.objects.for_display().get(pk=job_id)
     job.known_events = list(job.events.all())
     return job
 

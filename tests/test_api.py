@@ -25,7 +25,8 @@ from django.test.utils import CaptureQueriesContext
 from services import operations
 from services.authentication import issue, user_of
 from services.models import ApiToken, Job, Service
-from tests.rows import made_service, member, running_service, taken
+from services.presenting import job_object
+from tests.rows import made_service, member, recorded_image, running_service, taken
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -168,6 +169,22 @@ def test_a_token_costs_one_query_and_lists_cost_no_more_for_more_rows(api: Clien
             [job.service and job.node.name for job in Job.objects.select_related("service", "node")]
         counts.append(len(queries))
     assert counts == [2, 2]
+
+
+def test_a_job_names_its_service_also_where_it_only_looks_or_works_on_an_image(api: Client) -> None:
+    for number in range(4):
+        service = running_service(f"web-{number}", pid=5000 + number)
+        looked = post(api, f"services/{service.pk}/check").json()
+        assert looked["service_name"] == service.name
+        verified = post(api, f"images/{recorded_image(service).pk}/verify").json()["object_id"]
+        names = {job["object_id"]: job["service_name"] for job in api.get(API + "jobs").json()}
+        assert names[looked["object_id"]] == names[verified] == service.name
+        assert api.get(API + f"jobs/{verified}").json()["service_name"] == service.name
+        with CaptureQueriesContext(connection) as queries:
+            assert [job_object(job) for job in Job.objects.for_display()]
+        assert len(queries) == 1
+    Service.objects.filter(pk=service.pk).delete()
+    assert api.get(API + f"jobs/{verified}").json()["service_name"] == ""
 
 
 def test_openapi_lists_every_call(api: Client) -> None:

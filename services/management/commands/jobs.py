@@ -17,7 +17,7 @@ class Command(ShellCommand):
         parser.add_argument("--json", action="store_true", help="print the API's objects as JSON")
 
     def work(self, **options: Any) -> None:
-        jobs = Job.objects.select_related("service", "node")[: max(1, options["limit"])]
+        jobs = Job.objects.for_display()[: max(1, options["limit"])]
         if options["json"]:
             self.put_json([job_object(job) for job in jobs])
             return
