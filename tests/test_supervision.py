@@ -189,6 +189,16 @@ def test_a_long_log_is_rotated(stack: Stack, tmp_path: Path) -> None:
     }
 
 
+def test_a_log_goes_on_where_no_new_file_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "log.1").write_text("old")
+    (tmp_path / "log.0").mkdir()
+    log = RotatedLog(str(tmp_path / "log"), limit=4, kept=2)
+    for letter in b"abc":
+        log.write(bytes([letter]) * 4)
+    assert (tmp_path / "log").read_text() == "aaaabbbbcccc"
+    assert (tmp_path / "log.1").read_text() == "old"
+
+
 @pytest.mark.parametrize(
     ("number", "code", "killed_by"),
     [

@@ -19,32 +19,37 @@ class RotatedLog:
         self._path = path
         self._limit = limit
         self._kept = kept
-        self._open()
-
-    def _open(self) -> None:
-        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        self._descriptor = _opened(path)
         self._size = os.fstat(self._descriptor).st_size
-        # The site reads logs as its own unprivileged user, through the group of the folder.
-        group = os.stat(os.path.dirname(self._path)).st_gid
-        with contextlib.suppress(OSError):
-            os.fchown(self._descriptor, -1, group)
 
     def write(self, data: bytes) -> None:
         """Append `data`, rotating first if the file is over its limit."""
-        try:
-            if self._size >= self._limit:
+        if self._size >= self._limit:
+            with contextlib.suppress(OSError):  # the old one goes on
                 self._rotate()
+        with contextlib.suppress(OSError):
             self._size += os.write(self._descriptor, data)
-        except OSError:
-            return
 
     def _rotate(self) -> None:
-        for number in range(self._kept, 0, -1):
-            older = f"{self._path}.{number}"
-            newer = f"{self._path}.{number - 1}" if number > 1 else self._path
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(newer, older)
-        # Only now: where no new file can be made, the old one goes on under its new name.
-        full = self._descriptor
-        self._open()
-        os.close(full)
+        fresh = f"{self._path}.0"
+        # First: where no file can be made, none of the old ones is moved out.
+        descriptor = _opened(fresh)
+        try:
+            for number in range(self._kept, 0, -1):
+                newer = f"{self._path}.{number - 1}" if number > 1 else self._path
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(newer, f"{self._path}.{number}")
+            os.replace(fresh, self._path)
+        except OSError:
+            os.close(descriptor)
+            raise
+        os.close(self._descriptor)
+        self._descriptor, self._size = descriptor, 0
+
+
+def _opened(path: str) -> int:
+    """Return a descriptor of the log `path`, which the site reads through the group of the folder."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+    with contextlib.suppress(OSError):
+        os.fchown(descriptor, -1, os.stat(os.path.dirname(path)).st_gid)
+    return descriptor
