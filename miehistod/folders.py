@@ -15,6 +15,7 @@ from miehistod import parts
 from miehistod.account import Account
 from miehistod.errors import CannotRun
 from miehistod.settings import Settings
+from worker.durable import sync_folder
 
 MAKE_ROOM = "See that its file system is there and writable, or set MIEHISTO_STATE_DIR, _RUN_DIR or _LOG_DIR."
 
@@ -136,7 +137,10 @@ def _locked(path: Path, *, shared: bool = False) -> TextIO:
 
 
 def write_private(path: Path, text: str, *, owner: tuple[int, int] = (0, 0)) -> None:
-    """Writes a file that only its owner may read; a reader sees the old content or the new, never a part."""
+    """Writes a file that only its owner may read; a reader sees the old content or the new, never a part.
+
+    It survives a power cut, as what is written afterwards may rely on.
+    """
     fresh = path.with_name(f".{path.name}.new")
     fresh.unlink(missing_ok=True)
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -146,6 +150,7 @@ def write_private(path: Path, text: str, *, owner: tuple[int, int] = (0, 0)) -> 
         os.fchown(fd, *owner)
         os.fsync(fd)
     fresh.rename(path)
+    sync_folder(path.parent)
 
 
 def make_secret_key(settings: Settings, account: Account) -> None:
