@@ -102,9 +102,10 @@ class Dump:
             # Once the image is sealed and the service gone, the image is all there is of it, whatever went
             # wrong afterwards; a service that CRIU has just killed still seems to live for a moment.
             if self.sealed is None or not self.running.init.wait(_LAST_BREATH):
+                # Before the image goes, which may take a while: the service's clients wait.
+                mend(self.running.init, criu.run_id(self.work / "dump.log"))
                 manifest.remove(self.partial)
                 manifest.remove(self.final)
-                mend(self.running.init, criu.run_id(self.work / "dump.log"))
                 self._refuse_to_call_it_alive(error)
                 raise
         figures = criu.statistics(self.work)._asdict()
