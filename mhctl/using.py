@@ -28,10 +28,14 @@ def top(parsed: Parsed) -> None:
         put_json({**seen, "samples": hour})
         return
     processes = seen["processes"]
-    heads = ["PID", "UID", "STATE", "THREADS", "CPU", "MEMORY", "ARGS"]
+    heads = ["PID", "USER", "STATE", "THREADS", "CPU", "MEMORY", "ARGS"]
     rows = [
         [
-            *(str(process["pid"]), value(process.get("uid")), plain(str(process["state"]))),
+            *(
+                str(process["pid"]),
+                value(process.get("user") or process.get("uid")),
+                plain(str(process["state"])),
+            ),
             *(str(process["threads"]), _percent(process.get("cpu")), size(process.get("memory"))),
             command_line(process["args"]) if process["args"] else f"[{plain(str(process['comm']))}]",
         ]

@@ -19,6 +19,7 @@ from tests.servers import PROGRAMS, ManyParts, Redis, connected, started
 from tests.stack import CHECKOUT, Stack, eventually
 from worker.image_files import Unreadable
 from worker.inspecting import apart, contents, environment
+from worker.users import name_users
 
 PARTS = ("memory_file", "shared_memory", "zombie", "unix_pair", "udp", "deleted", "fifo", "terminal", "locks")
 
@@ -49,7 +50,8 @@ def test_an_image_tells_what_was_dumped(stack: Stack, folder: Path) -> None:
     init, main, child, ended = seen["processes"]
     assert (init["pid"], init["ppid"], init["args"][:2]) == (1, 0, ["tini", "--"])
     assert main["args"][0] == "/usr/bin/python3" and main["args"][-1] == PARTS[-1]
-    assert (main["ppid"], main["state"], main["uid"], main["cwd"]) == (1, "running", 0, "/")
+    assert (main["ppid"], main["state"], main["cwd"]) == (1, "running", "/")
+    assert (main["uid"], main["user"], ended["user"]) == (0, "root", "")
     assert main["exe"].startswith("/usr/bin/python3")
     assert (child["ppid"], child["comm"]) == (main["pid"], main["comm"])
     assert ended["state"] == "dead"
@@ -152,6 +154,14 @@ def damaged(image: Path, name: str, data: bytes) -> Iterator[None]:
         yield
     finally:
         (image / name).write_bytes(good)
+
+
+def test_users_have_the_names_that_this_node_knows_whatever_an_image_says() -> None:
+    uids: list[Any] = [0, 2**31, 2**70, -5, None, "root", {}]
+    processes: list[Any] = [*({"uid": uid} for uid in uids), {}, "nothing"]
+    name_users(processes)
+    assert [each["user"] for each in processes[:-1]] == ["root", *[""] * 7]
+    name_users({"processes": 3})
 
 
 def test_a_bad_image_is_unreadable_and_does_no_harm(stack: Stack, folder: Path) -> None:

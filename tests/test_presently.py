@@ -49,7 +49,7 @@ def test_a_running_service_is_shown_from_inside(stack: Stack, folder: Path) -> N
     assert (init["inside"], init["ppid"], main["ppid"]) == (1, 0, init["pid"])
     assert main["pid"] == stack.show("service", service)["pid"]
     assert main["args"][:2] == list(command[:2])
-    assert (main["threads"], main["uid"], main["state"]) == (4, 0, "sleeping")
+    assert (main["threads"], main["uid"], main["user"], main["state"]) == (4, 0, "root", "sleeping")
     assert main["memory"] > 1 << 20
     files = {(each["kind"], each["path"], each["deleted"]) for each in seen["files"]}
     assert {("fifo", f"{folder}/fifo", False), ("file", f"{folder}/deleted", True)} <= files
@@ -61,9 +61,9 @@ def test_a_running_service_is_shown_from_inside(stack: Stack, folder: Path) -> N
     ]
 
     told = stack.mhctl("service", "top", "mixed").out
-    assert told.splitlines()[0].split() == ["PID", "UID", "STATE", "THREADS", "CPU", "MEMORY", "ARGS"]
+    assert told.splitlines()[0].split() == ["PID", "USER", "STATE", "THREADS", "CPU", "MEMORY", "ARGS"]
     assert any(
-        line.startswith(f"{main['pid']:<5} 0") and "constructs.py" in line for line in told.splitlines()
+        line.startswith(f"{main['pid']:<5} root") and "constructs.py" in line for line in told.splitlines()
     )
     assert re.search(r"^tcp +listening +\S+:\d+$", told, re.MULTILINE)
     assert json.loads(stack.mhctl("service", "top", "mixed", "--json").out)["counts"]["processes"] == 2

@@ -60,12 +60,14 @@ def apart(image: Path, what: str = "contents") -> dict[str, Any]:
             timeout=2 * _SECONDS,
             check=False,
         )
-        found: dict[str, Any] = json.loads(done.stdout)
+        found: Any = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
         raise Unreadable("it takes too long to be read") from None
     except ValueError:
         log.warning("the contents of %s: %s", image, done.stderr.decode(errors="replace")[-2000:])
         raise Unreadable("it makes its reader fail; the worker's log says how") from None
+    if not isinstance(found, dict):
+        raise Unreadable("it makes its reader say what no reader says")
     if "error" in found:
         raise Unreadable(str(found["error"]))
     return found

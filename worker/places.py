@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import grp
 import os
-import pwd
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
+
+from worker.users import user_name
 
 _MOST_LINKS = 40  # as the kernel's, path_resolution(7)
 
@@ -105,10 +106,7 @@ def changers_of_file(path: str) -> Iterator[tuple[str, str]]:
 
 
 def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+    return user_name(uid) or str(uid)
 
 
 def group_name(gid: int) -> str:

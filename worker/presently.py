@@ -15,6 +15,7 @@ from typing import Any
 from worker import process, sockdiag
 from worker.image_files import text
 from worker.scan_sockets import network_of, protocol_of
+from worker.users import name_users
 
 _MOST_PROCESSES = 500
 _MOST_FILES = 2000
@@ -37,8 +38,8 @@ def look(init: int) -> dict[str, Any]:
         init: its first process, in this PID namespace.
 
     Returns:
-        processes (cpu in cores over a tenth of a second, memory in bytes that no file backs), files, sockets,
-        counts, and whether something was left out; all of it JSON.
+        processes (cpu in cores over a tenth of a second, memory in bytes that no file backs; user is "" where
+        its number has no name here), files, sockets, counts, and whether something was left out; all JSON.
     """
     pids = list(process.tree(init))
     before, began = {pid: _ticks(pid) for pid in pids}, time.monotonic()
@@ -58,6 +59,7 @@ def look(init: int) -> dict[str, Any]:
     for found in processes:
         used = _ticks(found["pid"]) - before.get(found["pid"], 0)
         found["cpu"] = round(max(0, used) / _TICKS / elapsed, 2)
+    name_users(processes)
     return {
         "processes": processes,
         "files": files[:_MOST_FILES],

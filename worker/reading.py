@@ -10,6 +10,7 @@ from worker import inspecting
 from worker.background import Background
 from worker.image_files import Unreadable
 from worker.paths import Paths
+from worker.users import name_users
 
 _FORGET_EVERY = 30.0
 
@@ -41,6 +42,8 @@ class Reader(Background):
             error = ""
             try:
                 found = inspecting.apart(self._paths.image(image.pk))
+                # Here, and not by who reads the image: he is nobody, and may ask no directory of users.
+                name_users(found.get("processes"))
             except Unreadable as unreadable:
                 error = str(unreadable)
             with self.database():
