@@ -10,15 +10,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.archives import compressed, facts_of, import_file, node_in, tar_of
 from tests.isolation import POLICY
 from tests.servers import Redis, program, started
 from tests.stack import CHECKOUT, Stack, eventually
-from worker import claims, locks, manifest, policy
+from worker import claims, locks, manifest, policy, preflight
 from worker.errors import JobFailed
 from worker.paths import Paths
 from worker.policy import Policy
@@ -432,39 +434,73 @@ def test_the_images_take_no_more_than_they_may(stack: Stack, folder: Path) -> No
         stack.dump(service)
 
 
-def test_dumps_at_once_share_what_the_images_may_take(folder: Path) -> None:
-    """One that is under way has its share for itself, until it has written or has died."""
+@pytest.mark.parametrize("kind", ["dump", "import"])
+def test_what_is_written_at_once_shares_what_the_images_may_take(folder: Path, kind: str) -> None:
+    """A dump or an import that is under way has its share for itself, until it has written or has died."""
     paths = Paths(folder, folder, folder)
     paths.images.mkdir()
-    mine, other, image = "1" * 32, "2" * 32, "3" * 32
-    for service in (mine, other):
-        paths.runtime(service).mkdir(parents=True)
+    mine, image = "1" * 32, "3" * 32
+    lock = paths.job_lock("2" * 32) if kind == "dump" else paths.import_lock(image)
+    written = paths.partial_image(image) if kind == "dump" else paths.importing(image)
+    for one in (paths.job_lock(mine), lock):
+        one.parent.mkdir(parents=True)
     most = 200 << 20
 
     def refusal(claim: int) -> str:
-        (paths.runtime(other) / "claim.json").write_text(json.dumps({"image": image, "bytes": claim}))
+        lock.with_name("claim.json").write_text(json.dumps({"image": image, "bytes": claim}))
+        own = paths.runtime(mine) / "claim.json"
+
+        def check(claimed: int) -> int:
+            return preflight.check_room(paths.images, sleeper.pid, most, 0, claimed)
+
         try:
-            with claims.claimed(paths, mine, image, sleeper.pid, most, 0):
-                known = json.loads((paths.runtime(mine) / "claim.json").read_text())
-                assert 0 < known["bytes"] < most
+            with claims.claimed(paths, paths.job_lock(mine), "4" * 32, most, check):
+                assert 0 < json.loads(own.read_text())["bytes"] < most
         except JobFailed as failure:
             return failure.code
         finally:
-            assert not (paths.runtime(mine) / "claim.json").exists()
+            assert not own.exists()
         return ""
 
     with subprocess.Popen(SLEEP) as sleeper:
         try:
             assert refusal(most) == ""  # nobody is at work there any more
-            with locks.held(paths.job_lock(other)):
+            with locks.held(lock):
                 assert refusal(0) == ""
                 assert refusal(most) == "pool_full"
-                paths.partial_image(image).mkdir()
-                (paths.partial_image(image) / "pages-1.img").write_bytes(b"x" * 4096)
+                written.mkdir()
+                (written / "pages-1.img").write_bytes(b"x" * 4096)
                 assert refusal(4096) == ""
                 assert refusal(most) == "pool_full"
         finally:
             sleeper.kill()
+
+
+def test_imports_at_once_share_what_the_images_may_take(folder: Path) -> None:
+    """A second one begins in the middle of the first, whose bytes are claimed and not written yet."""
+    paths = node_in(folder)
+    size = 30 << 20
+    most = 2 * size + (24 << 20)  # each keeps 16 MiB in reserve while it is written
+    archives = []
+    for image in ("a" * 32, "b" * 32):
+        content = {"core-1.img": b"core", "pages-1.img": bytes(size)}
+        told = facts_of(content, partial(dict.update, image=image))
+        archives.append(paths.archives / f"{image}.tar.zst")
+        archives[-1].write_bytes(compressed(tar_of((manifest.NAME, told), *content.items())))
+    second: list[JobFailed] = []
+
+    def step(doing: str) -> None:
+        if doing == "writing files":
+            with pytest.raises(JobFailed) as caught:
+                import_file(paths, archives[1], most=most)
+            second.append(caught.value)
+
+    import_file(paths, archives[0], most=most, step=step)
+    assert [failure.code for failure in second] == ["pool_full"]
+    assert "policy allows" in second[0].remedy
+    # Alone there is room for it, for what is written is claimed no more.
+    import_file(paths, archives[1], most=most)
+    assert not list(paths.run_dir.glob("imports/*/claim.json"))
 
 
 def test_an_import_takes_no_more_than_the_images_may(stack: Stack, folder: Path) -> None:
@@ -477,6 +513,7 @@ def test_an_import_takes_no_more_than_the_images_may(stack: Stack, folder: Path)
         refusal = stack.mhctl("image", "import", str(archive), check=False)
         assert error_of_last_job(stack)["code"] == "pool_full"
     assert refusal.code == 1
+    assert "policy allows" in refusal.err
     assert stack.mhctl("image", "import", str(archive)).out.strip() == image
 
 

@@ -1,43 +1,47 @@
-"""Room in the image pool that dumps under way will need, so that two at once do not take the same. No rows.
+"""Room in the image pool that who is writing an image will need, so that two at once do not take the same.
 
-A claim counts as long as its service's job lock is held, by the worker or by a CRIU that has outlived it; so
-one that was left by who died counts no more.
+A claim lies beside the lock of whoever has made it, and counts as long as that is held, by the worker or by a
+CRIU that has outlived it; so one that was left by who died counts no more. Knows no rows.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from worker import locks
 from worker.durable import write_json
 from worker.paths import Paths
-from worker.preflight import check_room, size_of
+from worker.preflight import size_of
 
 _NAME = "claim.json"
 
 
 @contextmanager
 def claimed(
-    paths: Paths, service_id: str, image_id: str, init: int, most: int | None, data: int
+    paths: Paths, lock: Path, image_id: str, most: int | None, check: Callable[[int], int]
 ) -> Iterator[None]:
-    """Claim for the block what the dump of a service may need; its job lock is held by who calls this.
+    """Claim for the block what an image that is written in it may need.
 
     Args:
-        image_id: what the dump is written to.
-        init, most, data: as for `check_room`.
+        lock: `Paths.job_lock` of the service that is dumped, or `Paths.import_lock` of the image; it is held.
+        image_id: what is written.
+        most: bytes that all images together may take, by root's policy; None for no such rule.
+        check: is given the bytes that others have claimed and not written yet, and returns those that the
+            image may need in all.
 
     Raises:
-        JobFailed: there is not so much room, less what others have claimed and not written yet.
+        JobFailed: from `check`, if there is not so much room.
     """
     if most is None:
-        check_room(paths.images, init, most, data)
+        check(0)
         yield
         return
-    claim = paths.runtime(service_id) / _NAME
+    claim = lock.with_name(_NAME)
     with locks.waited_for(paths.run_dir / "claims.lock"):
-        needed = check_room(paths.images, init, most, data, claimed=_of_others(paths, service_id))
+        needed = check(_of_others(paths, lock))
         write_json(claim, {"image": image_id, "bytes": needed}, durable=False)
     try:
         yield
@@ -45,19 +49,26 @@ def claimed(
         claim.unlink(missing_ok=True)
 
 
-def _of_others(paths: Paths, service_id: str) -> int:
-    """Return the bytes that other dumps under way have claimed and not written yet."""
+def _of_others(paths: Paths, mine: Path) -> int:
+    """Return the bytes that others have claimed and not written yet."""
     promised = 0
-    for claim in (paths.run_dir / "services").glob(f"*/{_NAME}"):
-        other = claim.parent.name
-        if other == service_id:
-            continue
-        with locks.held(paths.job_lock(other)) as lock:
-            if lock is not None:
-                continue  # whoever has made it is dead
-        with suppress(OSError, ValueError, KeyError):  # it has just ended
-            known = json.loads(claim.read_bytes())
-            image = known["image"]
-            written = size_of(paths.partial_image(image)) + size_of(paths.image(image))
-            promised += max(0, known["bytes"] - written)
+    for kind in ("services", "imports"):
+        for claim in (paths.run_dir / kind).glob(f"*/{_NAME}"):
+            lock = claim.with_name(mine.name)
+            if lock == mine:
+                continue
+            with locks.held(lock) as free:
+                if free is not None:
+                    claim.unlink(missing_ok=True)  # whoever has made it is dead
+                    continue
+            with suppress(OSError, ValueError, KeyError):  # it has just ended
+                known = json.loads(claim.read_bytes())
+                promised += max(0, known["bytes"] - _written(paths, known["image"]))
     return promised
+
+
+def _written(paths: Paths, image_id: str) -> int:
+    return sum(
+        size_of(folder)
+        for folder in (paths.partial_image(image_id), paths.importing(image_id), paths.image(image_id))
+    )

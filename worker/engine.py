@@ -219,7 +219,11 @@ class Engine:
             account = preflight.account_for_dump(running.init.pid)
             policy = self.tools.policy()
             data, size = preflight.check_data(self.paths, service_id, running, carry, policy)
-            with claims.claimed(self.paths, service_id, image_id, running.init.pid, policy.pool, size):
+
+            def check(claimed: int) -> int:
+                return preflight.check_room(self.paths.images, running.init.pid, policy.pool, size, claimed)
+
+            with claims.claimed(self.paths, self.paths.job_lock(service_id), image_id, policy.pool, check):
                 return Dump(
                     self.tools,
                     service_id,

@@ -18,10 +18,11 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from worker import encryption, locks, manifest, preflight, programs
+from worker import claims, encryption, locks, manifest, preflight, programs
 from worker.errors import JobFailed, describe
 from worker.exporting import ORIGIN, Progress
 from worker.paths import Paths, checked_id
@@ -35,6 +36,8 @@ _LONGEST_NAME = 255
 _LONGEST_WORD = 64  # a column's width
 _RESERVE = 16 << 20
 _KEPT_FOR = 24 * 3600.0
+_FOR_A_LOOK = 0.5
+"""Seconds to wait for who has the lock only to see whether anybody else has."""
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _ABSENT = object()
 
@@ -109,7 +112,7 @@ class Import:
         facts = self._manifest(reader)
         image_id = facts["image"]
         final = self._paths.image(image_id)
-        with _alone(self._paths, image_id):
+        with _alone(self._paths, image_id) as lock:
             if final.exists():
                 self._require_same(final, facts)
                 running.kill()
@@ -118,11 +121,14 @@ class Import:
             try:
                 folder.mkdir(mode=0o700, exist_ok=True)
                 os.utime(folder)
-                origin = self._fill(reader, folder, facts)
-                failures = running.finish()
-                if failures:
-                    raise self._bad("cannot be read to its end", failures)
-                self._seal(folder, final, facts, origin)
+                _clear(folder, facts["files"])
+                need = partial(self._need, folder, facts["files"])
+                with claims.claimed(self._paths, lock, image_id, self._most, need):
+                    origin = self._fill(reader, folder, facts)
+                    failures = running.finish()
+                    if failures:
+                        raise self._bad("cannot be read to its end", failures)
+                    self._seal(folder, final, facts, origin)
             except Exception:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
@@ -168,19 +174,18 @@ class Import:
                 "Delete that one first, if the one in the archive shall take its place.",
             )
 
+    def _need(self, folder: Path, files: dict[str, Any], claimed: int) -> int:
+        """Return the bytes that an image takes, if the pool has room for what is not there yet."""
+        size: int = sum(entry["size"] for entry in files.values()) + _RESERVE
+        missing = size - sum(min(entry["size"], _size(folder / name)) for name, entry in files.items())
+        available = preflight.room_in(self._paths.images, self._most) - claimed
+        if missing > available:
+            raise preflight.no_room("import", available, missing, self._paths.images, self._most)
+        return size
+
     def _fill(self, reader: Reader, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
         """Write the files of an image; return what the archive says of where it comes from."""
         files = facts["files"]
-        _clear(folder, files)
-        missing = sum(
-            entry["size"] - min(entry["size"], _size(folder / name)) for name, entry in files.items()
-        )
-        if missing + _RESERVE > preflight.room_in(self._paths.images, self._most):
-            raise JobFailed(
-                "pool_full",
-                f"The image pool has no room for the {missing >> 20} MiB of this image.",
-                "Delete images that are no longer needed (mhctl image list), or enlarge its file system.",
-            )
         progress = Progress(self._step, "writing files", sum(entry["size"] for entry in files.values()))
         origin: dict[str, Any] = {}
         expected = dict(files)
@@ -328,16 +333,16 @@ def sweep(paths: Paths) -> None:
 
 
 @contextmanager
-def _alone(paths: Paths, image_id: str) -> Iterator[None]:
-    """Hold an image against other imports for the block."""
+def _alone(paths: Paths, image_id: str) -> Iterator[Path]:
+    """Hold an image against other imports for the block, by the lock that it yields."""
     lock = paths.import_lock(image_id)
     lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with locks.held(lock) as mine:
+    with locks.held(lock, _FOR_A_LOOK) as mine:
         if mine is None:
             raise JobFailed(
                 "image_busy", "Another import works on this image.", "Wait for it (mhctl job list)."
             )
-        yield
+        yield lock
 
 
 def _open(path: Path) -> int:

@@ -128,7 +128,7 @@ def check_room(pool: Path, init: int, most: int | None = None, data: int = 0, cl
     Args:
         most: bytes that all images together may take, by root's policy.
         data: bytes that are carried.
-        claimed: bytes that other dumps under way will need.
+        claimed: bytes that other dumps and imports under way will need.
 
     Returns:
         The bytes that the dump may need.
@@ -154,15 +154,26 @@ def check_room(pool: Path, init: int, most: int | None = None, data: int = 0, cl
         return quickly
     needed = beside + sum(map(memory, pids))
     if available < needed:
-        raise JobFailed(
-            "pool_full",
-            f"The image pool has {max(available, 0) / 2**20:.0f} MiB free;"
-            f" this dump needs about {needed / 2**20:.0f} MiB.",
-            "Delete images that are no longer needed (mhctl image list),"
-            f" or enlarge the file system of {pool}"
-            + ("." if most is None else f" and the {most / 2**20:.0f} MiB that this node's policy allows."),
-        )
+        raise no_room("dump", available, needed, pool, most)
     return needed
+
+
+def no_room(what: str, available: int, needed: int, pool: Path, most: int | None) -> JobFailed:
+    """Return the failure that says that something does not fit into the image pool.
+
+    Args:
+        what: what was asked for.
+        available, needed: bytes.
+        pool, most: as for `room_in`.
+    """
+    return JobFailed(
+        "pool_full",
+        f"The image pool has {max(available, 0) / 2**20:.0f} MiB free;"
+        f" this {what} needs about {needed / 2**20:.0f} MiB.",
+        "Delete images that are no longer needed (mhctl image list),"
+        f" or enlarge the file system of {pool}"
+        + ("." if most is None else f" and the {most / 2**20:.0f} MiB that this node's policy allows."),
+    )
 
 
 def room_in(pool: Path, most: int | None) -> int:
