@@ -20,7 +20,7 @@ import pytest
 
 from tests.servers import PostgreSQL, Redis, program, started
 from tests.stack import Stack, eventually, free_port
-from worker import carry, carry_rights, putback
+from worker import carry, carry_index, carry_rights, putback
 from worker.errors import JobFailed
 from worker.paths import Paths
 
@@ -283,7 +283,7 @@ def test_what_dies_half_way_through_putting_back_is_gone_back_on(folder: Path, d
 
     began = time.monotonic()
     with contextlib.suppress(InterruptedError), putback.PutBack(paths, service, image) as under_way:
-        under_way.begin(carry.read(paths.image(image), facts), [])
+        under_way.begin(carry_index.read(paths.image(image), facts), [])
         raise InterruptedError
     lasts = time.monotonic() - began
 
@@ -292,7 +292,7 @@ def test_what_dies_half_way_through_putting_back_is_gone_back_on(folder: Path, d
         child = os.fork()
         if child == 0:
             with putback.PutBack(paths, service, image) as under_way:
-                under_way.begin(carry.read(paths.image(image), facts), [])
+                under_way.begin(carry_index.read(paths.image(image), facts), [])
                 under_way.about_to_run()
                 signal.pause()
         time.sleep(moments.uniform(0.001, 1.2 * lasts))
@@ -307,7 +307,7 @@ def test_what_dies_half_way_through_putting_back_is_gone_back_on(folder: Path, d
 
     # Where it is known that the service has run with the data, that stays; so it does if nobody knows.
     with putback.PutBack(paths, service, image) as under_way:
-        under_way.begin(carry.read(paths.image(image), facts), [])
+        under_way.begin(carry_index.read(paths.image(image), facts), [])
         under_way.about_to_run()
         kept = journal.read_text()
         beside = [path for path in data.iterdir() if path.name.startswith(".miehisto")]
@@ -340,14 +340,14 @@ def test_a_list_that_leads_elsewhere_is_not_believed(
     folder: Path, data: Path, change: dict[str, Any]
 ) -> None:
     carry.pack(folder, [str(data)], [], 0)
-    index = json.loads((folder / carry.INDEX).read_text())
+    index = json.loads((folder / carry_index.INDEX).read_text())
     item = next(item for item in index["roots"][0]["items"] if item["path"] == "book")
-    (folder / carry.INDEX).write_text(json.dumps(index))
-    assert carry.read(folder, {"carried": [str(data)]})
+    (folder / carry_index.INDEX).write_text(json.dumps(index))
+    assert carry_index.read(folder, {"carried": [str(data)]})
     item.update(change)
-    (folder / carry.INDEX).write_text(json.dumps(index))
+    (folder / carry_index.INDEX).write_text(json.dumps(index))
     with pytest.raises(JobFailed, match="cannot be used"):
-        carry.read(folder, {"carried": [str(data)]})
+        carry_index.read(folder, {"carried": [str(data)]})
 
 
 @pytest.mark.parametrize(
@@ -365,7 +365,7 @@ def test_a_strangers_list_gives_nobody_rights(
     for path in (data, *data.rglob("*")):
         os.chown(path, 65534, 65534, follow_symlinks=False)
     carry.pack(folder, [str(data)], [], 65534)
-    roots = carry.read(folder, {"carried": [str(data)]})
+    roots = carry_index.read(folder, {"carried": [str(data)]})
     carry_rights.check(roots, {"user": "nobody"})
     next(item for item in roots[0]["items"] if item["path"] == "book").update(change)
     carry_rights.check(roots, {"user": "root"})

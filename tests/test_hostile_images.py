@@ -17,6 +17,7 @@ import pytest
 
 from worker import (
     carry,
+    carry_index,
     connections,
     explaining,
     files,
@@ -78,13 +79,13 @@ def test_files_of_criu_that_are_none(tmp_path: Path) -> None:
 
 
 def test_a_list_of_files_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (files.NAME, carry.INDEX, carry.PACK):
+    for name in (files.NAME, carry_index.INDEX, carry_index.PACK):
         (tmp_path / name).touch()
         os.truncate(tmp_path / name, 1 << 40)
     with pytest.raises(JobFailed, match="is damaged"):
         files.read(tmp_path)
     with pytest.raises(JobFailed, match="it is too large"):
-        carry.read(tmp_path, {"carried": ["/srv"]})
+        carry_index.read(tmp_path, {"carried": ["/srv"]})
     # What no restore would read is not dumped.
     data, image = tmp_path / "data", tmp_path / "image"
     data.mkdir()

@@ -1,14 +1,12 @@
 """Copies a service's data into an image while the service is frozen. Knows nothing of putting it back.
 
-Two files of the image hold it: `carried.json` says what there is, `carried.pack` has the content of the
-regular files, without their holes, each piece at a whole block so that a file system can share the blocks.
+carry_index.py says how it lies there.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import os
 import stat
 import time
@@ -17,30 +15,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from worker.blocks import BLOCK, Short, copy, data, share
+from worker.carry_index import INDEX, KINDS, PACK, XATTRS, Item
 from worker.durable import write_json
 from worker.errors import JobFailed, describe
-from worker.files import content_of, require_readable, shown
+from worker.files import require_readable, shown
 from worker.places import on_host
 from worker.supervision import Running
 from worker.trees import OURS, Entry, TreeRefused, walk
 
-INDEX = "carried.json"
-PACK = "carried.pack"
 SHARED_MEMORY = "/dev/shm/"  # noqa: S108 (shm_overview(7))
 MOST_ENTRIES = 1_000_000
-_XATTRS = ("user.", "system.posix_acl_", "security.capability")
-KINDS = {stat.S_IFDIR: "folder", stat.S_IFREG: "file", stat.S_IFLNK: "link", stat.S_IFIFO: "fifo"}
-"""What is carried; sockets are made anew by who listens on them, and devices are nobody's data."""
-
-Item = dict[str, Any]
-_ENDS = {
-    "mode": 0o10000,
-    "uid": 2**32 - 1,
-    "gid": 2**32 - 1,
-    "inode": 2**64,
-    "mtime": 2**63,
-    "ctime": 2**63,
-}
 
 
 class Figures(NamedTuple):
@@ -277,7 +261,7 @@ def xattrs(descriptor: int) -> dict[str, str]:
     found = {}
     with contextlib.suppress(OSError):  # a file system without
         for name in os.listxattr(descriptor):
-            if name.startswith(_XATTRS):
+            if name.startswith(XATTRS):
                 found[name] = base64.b64encode(os.getxattr(descriptor, name)).decode()
     return found
 
@@ -321,95 +305,3 @@ class _Pack:
             shared_bytes=known.shared_bytes + shared,
         )
         return pieces
-
-
-def read(image: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what an image carries: a dict a path, with `path` and `items`; empty if it carries nothing.
-
-    Args:
-        facts: its manifest.
-
-    Raises:
-        JobFailed: the index is not one that `pack` writes.
-    """
-    names = [*facts.get("carried", []), *facts.get("shared_memory", [])]
-    if not names:
-        return []
-    try:
-        roots = json.loads(content_of(image / INDEX))["roots"]
-        if [root["path"] for root in roots] != names:
-            raise ValueError("the manifest names other paths")
-        size = (image / PACK).stat().st_size
-        for root in roots:
-            _check_root_of_index(root["path"], root["items"])
-            contents: set[str] = set()
-            folders: set[str] = set()
-            for number, item in enumerate(root["items"]):
-                _check_item(item, number == 0, contents, folders, size)
-        pieces = [piece for root in roots for item in root["items"] for piece in item.get("pieces", [])]
-        if sum(length for _, _, length in pieces) > size:
-            raise ValueError("a piece is used twice")
-    except (AttributeError, IndexError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
-        raise JobFailed(
-            "image_damaged",
-            f"The image's list of carried data ({INDEX}) cannot be used: {error}.",
-            "Restore another image of this service.",
-        ) from None
-    found: list[dict[str, Any]] = roots
-    return found
-
-
-def _check_root_of_index(path: Any, items: list[Item]) -> None:
-    if not isinstance(path, str) or not path.startswith("/"):
-        raise ValueError("a path is not absolute")
-    if items[0]["kind"] not in {"folder", "file"} or (items[0]["kind"] == "file" and len(items) > 1):
-        raise ValueError("a kind is out of place")
-
-
-def _check_item(item: Item, first: bool, contents: set[str], folders: set[str], size: int) -> None:
-    """Refuse, by a ValueError, what would lead out of its folder or out of the pack.
-
-    Args:
-        contents, folders: the paths of the files and of the folders so far; added to.
-        size: of the pack, in bytes.
-    """
-    path, kind = item["path"], item["kind"]
-    _check_place(path, first, folders)
-    if kind not in KINDS.values():
-        raise ValueError("a kind is unknown")
-    if kind == "folder":
-        folders.add(path)
-    for name, end in _ENDS.items():
-        _check_number(abs(item[name]) if name.endswith("time") else item[name], end)
-    if kind == "link" and (not item["target"] or "\0" in item["target"]):
-        raise ValueError("a link leads nowhere")
-    if "same_as" in item and item["same_as"] not in contents:
-        raise ValueError("a hard link leads nowhere")
-    if kind == "file" and "same_as" not in item:
-        contents.add(path)
-        _check_number(item["size"], 2**63)
-        for piece in item["pieces"]:
-            at, begin, length = (_check_number(value, 2**63) for value in piece)
-            if at + length > item["size"] or begin + length > size:
-                raise ValueError("a piece is out of bounds")
-    for name, value in item.get("xattrs", {}).items():
-        if not name.startswith(_XATTRS) or "\0" in name:
-            raise ValueError("an attribute is not carried")
-        base64.b64decode(value, validate=True)
-
-
-def _check_place(path: str, first: bool, folders: set[str]) -> None:
-    parts = path.split("/")
-    if first != (path == "") or "\0" in path or parts[0].startswith(OURS):
-        raise ValueError("a path is out of place")
-    if not first and {"", ".", ".."} & set(parts):
-        raise ValueError("a path leads out of its folder")
-    # A link would lead anywhere.
-    if not first and "/".join(parts[:-1]) not in folders:
-        raise ValueError("a path leads over what is no folder")
-
-
-def _check_number(value: Any, end: int) -> int:
-    if type(value) is not int or not 0 <= value < end:
-        raise ValueError("a number is out of bounds")
-    return value

@@ -19,7 +19,7 @@ def check(roots: Iterable[Mapping[str, Any]], spec: Mapping[str, Any]) -> None:
     """Check the rights of what an image carries.
 
     Args:
-        roots: what `carry.read` returned.
+        roots: what `carry_index.read` returned.
         spec: of the service; all is allowed to root's.
 
     Raises:

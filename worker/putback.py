@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from worker import carry, supervision, unpack
+from worker import carry_index, supervision, unpack
 from worker.durable import write_json
 from worker.errors import JobFailed, describe
 from worker.files import shown
@@ -67,7 +67,7 @@ class PutBack:
         """Build the data beside what is there, then swap the two.
 
         Args:
-            carried: what `carry.read` returned, but for what need not be put back.
+            carried: what `carry_index.read` returned, but for what need not be put back.
             mounts: (target, source) of what the service sees.
 
         Raises:
@@ -112,7 +112,7 @@ class PutBack:
                 }
             )
         self._write("building")
-        with (self._paths.image(self._image_id) / carry.PACK).open("rb") as content:
+        with (self._paths.image(self._image_id) / carry_index.PACK).open("rb") as content:
             for root, known in zip(self._roots, carried, strict=True):
                 with _container(root) as folder:
                     _build(folder, root, known["items"], content.fileno())
@@ -182,7 +182,7 @@ def is_unchanged(root: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
     """Tell whether what was carried lies there untouched, by inode and times, and need not be put back.
 
     Args:
-        root: one of those that `carry.read` returned.
+        root: one of those that `carry_index.read` returned.
         facts: the image's manifest.
     """
     # What is written through a mapping may not show in any time: never on a tmpfs, and not on a disk if the
@@ -193,7 +193,7 @@ def is_unchanged(root: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
     seen = set()
     try:
         for entry in walk(on_host(facts["mounts"], root["path"]), leave_out=(OURS,)):
-            kind = carry.KINDS.get(stat.S_IFMT(entry.status.st_mode))
+            kind = carry_index.KINDS.get(stat.S_IFMT(entry.status.st_mode))
             item = wanted.get(entry.path)
             if kind is None and item is None:
                 continue

@@ -20,7 +20,7 @@ from typing import Any
 import pycriu.rpc_pb2 as rpc
 
 from worker import (
-    carry,
+    carry_index,
     carry_rights,
     connections,
     criu,
@@ -108,7 +108,7 @@ def _restore(
         if faults:
             raise manifest.damaged(image, faults)
         tools.step("comparing files")
-        carried = carry.read(image, facts)
+        carried = carry_index.read(image, facts)
         if carried:
             carry_rights.check(carried, facts["spec"])
         names = [root["path"] for root in carried]
@@ -117,7 +117,7 @@ def _restore(
         moved = [root for root in carried if not putback.is_unchanged(root, facts)]
         if moved:
             tools.step("putting data back")
-            faults = manifest.changed(image, facts, [carry.PACK])
+            faults = manifest.changed(image, facts, [carry_index.PACK])
             if faults:
                 raise manifest.damaged(image, faults)
             data.begin(moved, facts["mounts"])
@@ -162,7 +162,7 @@ def _converse(
     log = work / "restore.log"
     # CRIU copies the memory without looking at it, and waits for the verdict before anything runs.
     verdict: Future[list[str]] = Future()
-    large = [name for name in manifest.large_files(facts) if name != carry.PACK or not data.is_in_place]
+    large = [name for name in manifest.large_files(facts) if name != carry_index.PACK or not data.is_in_place]
     reader = threading.Thread(target=_judge, args=(verdict, image, facts, large), name="verify")
     reader.start()
 

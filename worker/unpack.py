@@ -22,7 +22,7 @@ def make(new: int, items: Sequence[Mapping[str, Any]], content: int, *, alone: s
 
     Args:
         new: a descriptor of the folder.
-        items: of one root, as `carry.read` returns them.
+        items: of one root, as `carry_index.read` returns them.
         content: a descriptor of the pack.
         alone: the name of the root if it is a file.
 
