@@ -17,6 +17,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 
 MOST = 1024 * 1024  # bytes of a body
+STILL_READ = 8 * MOST
+"""Bytes of a body that are read, though not kept: who hangs up on a sender takes the refusal from him."""
 PATIENCE = 10.0  # seconds from a request's head to the end of its body
 REFUSED = "miehisto.refused"
 """Where the scope says with which status the front must refuse a request whose body was not read."""
@@ -53,7 +55,7 @@ async def _read(scope: dict[str, Any], receive: Receive) -> tuple[bytes, HTTPSta
     """Return the body, or with which status to refuse it."""
     too_large = b"", HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     for name, value in scope["headers"]:
-        if name == b"content-length" and (not value.isdigit() or int(value[:20]) > MOST):
+        if name == b"content-length" and (not value.isdigit() or int(value[:20]) > STILL_READ):
             return too_large
     pieces: list[bytes] = []
     size = 0
@@ -73,10 +75,12 @@ async def _read(scope: dict[str, Any], receive: Receive) -> tuple[bytes, HTTPSta
             raise Gone
         pieces.append(message.get("body", b""))
         size += len(pieces[-1])
-        if size > MOST:
+        if size > STILL_READ:
             return too_large
+        if size > MOST:
+            pieces.clear()
         if not message.get("more_body", False):
-            return b"".join(pieces), None
+            return too_large if size > MOST else (b"".join(pieces), None)
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
