@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import subprocess
@@ -10,6 +9,8 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from blake3 import blake3
 
 from worker import manifest
 from worker.errors import JobFailed
@@ -34,7 +35,7 @@ def node_in(folder: Path) -> Paths:
 def facts_of(files: dict[str, bytes], change: Change = lambda _: None) -> bytes:
     """Return the manifest of these files, summed after `change` has been at it."""
     facts: dict[str, Any] = {
-        "version": 1,
+        "version": manifest.VERSION,
         "image": IMAGE,
         "service": SERVICE,
         "spec": {"argv": ["/bin/true"], "user": "root", "group": "", "cwd": "/", "env": {}, "binds": []},
@@ -42,7 +43,7 @@ def facts_of(files: dict[str, bytes], change: Change = lambda _: None) -> bytes:
         "pipe": 7,
         "comm": "true",
         "files": {
-            name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            name: {"size": len(content), "blake3": blake3(content).hexdigest()}
             for name, content in files.items()
         },
     }

@@ -337,11 +337,11 @@ def test_a_damaged_manifest(stack: Stack, witness: Witness) -> None:
         "cut": good[: len(good) // 2],
         "a list": b"[]",
         "without files": edited(files={}),
-        "other sum": edited(files={**sound["files"], some_file: {"size": 1, "sha256": "0" * 64}}),
+        "other sum": edited(files={**sound["files"], some_file: {"size": 1, "blake3": "0" * 64}}),
         "other mounts": edited(mounts=[["/etc", "/srv"]]),
         "other command": edited(spec={**sound["spec"], "argv": ["sleep"]}),
         "other pipe": edited(pipe=1),
-        "a path": edited(files={**sound["files"], "../../services": {"size": 1, "sha256": "0" * 64}}),
+        "a path": edited(files={**sound["files"], "../../services": {"size": 1, "blake3": "0" * 64}}),
     }
     for how, content in damages.items():
         path.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import struct
@@ -30,6 +31,14 @@ from worker.errors import JobFailed
 from worker.paths import Paths
 
 Member = tuple[tarfile.TarInfo | str, bytes]
+
+
+def of_the_first_version(facts: dict[str, Any]) -> None:
+    facts["version"] = 1
+    facts["files"] = {
+        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in FILES.items()
+    }
 
 
 @pytest.fixture
@@ -63,6 +72,17 @@ def test_a_sound_archive_is_taken_whoever_owns_what_is_in_it(paths: Paths) -> No
         assert (found.st_uid, found.st_gid) == (0, 0)
         assert stat.S_IMODE(found.st_mode) == (0o700 if path == image else 0o600)
     assert manifest.faults(image, manifest.read(image)) == []
+
+
+def test_an_archive_of_the_first_version_is_taken_and_summed_anew(paths: Paths) -> None:
+    members: list[Member] = [(manifest.NAME, facts_of(FILES, of_the_first_version)), *FILES.items()]
+    assert do_import(paths, compressed(tar_of(*members))).image_id == IMAGE
+    image = paths.image(IMAGE)
+    said = manifest.read(image)
+    assert said["version"] == manifest.VERSION and not manifest.faults(image, said)
+    manifest.remove(image)
+    members[1] = ("core-1.img", b"c0re")
+    assert "has other bytes in 'core-1.img'" in refused(paths, compressed(tar_of(*members))).message
 
 
 @pytest.mark.parametrize(
@@ -152,8 +172,8 @@ def entry(**values: Any) -> Change:
         entry(size=True),
         entry(size=4.0),
         entry(size=2**63),
-        entry(sha256="A" * 64),
-        entry(sha256=None),
+        entry(blake3="A" * 64),
+        entry(blake3=None),
         put(image="../" + IMAGE[3:]),
         put(image=IMAGE.upper()),
         put(service="x"),
@@ -310,7 +330,7 @@ def test_a_window_that_would_fill_the_memory(paths: Paths) -> None:
 
 
 def test_too_many_files(paths: Paths) -> None:
-    entries = {f"f{number}": {"size": 0, "sha256": "0" * 64} for number in range(importing._MOST_FILES + 1)}
+    entries = {f"f{number}": {"size": 0, "blake3": "0" * 64} for number in range(importing._MOST_FILES + 1)}
     archive = compressed(tar_of((manifest.NAME, facts_of(FILES, put(files=entries)))))
     assert f"{len(entries)} files are named" in refused(paths, archive).message
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import http.server
 import json
@@ -15,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psycopg
 import pytest
@@ -135,6 +136,15 @@ def test_rows_of_the_first_version_in_postgresql_and_their_backup(database: Data
     assert not look("another")["images_image"]
 
 
+def flipped(file: BinaryIO) -> None:
+    """Flip the bits of the first byte."""
+    file.seek(0)
+    byte = file.read(1)[0]
+    file.seek(0)
+    file.write(bytes([byte ^ 0xFF]))
+    file.flush()
+
+
 def test_an_image_of_the_first_version_is_restored(stack: Stack, folder: Path) -> None:
     """Its manifest is made what the first version wrote: fewer fields, and nothing of files on the disk."""
     server = Redis(folder)
@@ -150,8 +160,17 @@ def test_an_image_of_the_first_version_is_restored(stack: Stack, folder: Path) -
         del said["spec"][later]
     del said["files"][files.NAME]
     (path / files.NAME).unlink()
+    for name in said["files"]:
+        content = (path / name).read_bytes()
+        said["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    said["version"] = 1
     (path / manifest.NAME).write_text(json.dumps(manifest._summed(said)))
     assert stack.mhctl("image", "verify", image).code == 0
+    with (path / "pstree.img").open("r+b") as file:
+        flipped(file)
+        refused = stack.mhctl("image", "verify", image, check=False)
+        assert refused.code == 1 and "pstree.img: its content has changed" in refused.err
+        flipped(file)
     stack.restore(image)
     assert server.state() == held
     server.grow()

@@ -7,7 +7,6 @@ then each file that the manifest names. It appears under its name only when it i
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import time
@@ -16,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from worker import encryption, manifest, programs, tarstream
+from worker import digests, encryption, manifest, programs, tarstream
 from worker.durable import sync_folder
 from worker.errors import JobFailed
 
@@ -117,14 +116,17 @@ def _write(
     ):
         stream.write(tarstream.header(name, len(content)) + content + tarstream.padding(len(content)))
     for name, recorded in facts["files"].items():
-        size, found = int(recorded["size"]), hashlib.sha256()
+        size, sealed = int(recorded["size"]), digests.recorded(recorded)
+        if sealed is None:
+            raise manifest.damaged(image, [f"{name}: has no sum"])
+        found = sealed.begin()
         stream.write(tarstream.header(name, size))
         for data in _content(image / name, size):
             found.update(data)
             stream.write(data)
             progress.add(len(data))
         stream.write(tarstream.padding(size))
-        if found.hexdigest() != recorded.get("sha256"):
+        if not sealed.agrees(found):
             raise manifest.damaged(image, [f"{name}: its content has changed"])
     stream.write(tarstream.END)
     stream.flush()

@@ -8,11 +8,9 @@ filled by the next import of that image, file by file; any other failure leaves 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import stat
 import time
@@ -22,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from worker import claims, encryption, locks, manifest, preflight, programs
+from worker import claims, digests, encryption, locks, manifest, preflight, programs
 from worker.errors import JobFailed, describe
 from worker.exporting import ORIGIN, Progress
 from worker.paths import Paths, checked_id
@@ -38,7 +36,6 @@ _RESERVE = 16 << 20
 _KEPT_FOR = 24 * 3600.0
 _FOR_A_LOOK = 0.5
 """Seconds to wait for who has the lock only to see whether anybody else has."""
-_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _ABSENT = object()
 
 
@@ -199,25 +196,27 @@ class Import:
                 raise BadStream(f"has {member.name[:200]!r}, {again}")
             if member.size != entry["size"]:
                 raise BadStream(f"has {member.size} bytes of {member.name[:200]!r}, not {entry['size']}")
-            self._write(reader, folder / member.name, entry["sha256"], progress)
+            self._write(reader, folder / member.name, entry, progress)
         if expected:
             raise BadStream(f"lacks {min(expected)[:200]!r}, which its manifest names")
         return origin
 
-    def _write(self, reader: Reader, path: Path, sha256: str, progress: Progress) -> None:
-        if _size(path) and _digest(path) == sha256:
+    def _write(self, reader: Reader, path: Path, entry: dict[str, Any], progress: Progress) -> None:
+        sealed = digests.recorded(entry)
+        assert sealed is not None  # faults_of has seen it
+        if _size(path) and sealed.is_of(path):
             self._resumed += 1
             for data in reader.content():
                 progress.add(len(data))
             return
-        found = hashlib.sha256()
+        found = sealed.begin()
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
             for data in reader.content():
                 found.update(data)
                 file.write(data)
                 progress.add(len(data))
-        if found.hexdigest() != sha256:
+        if not sealed.agrees(found):
             raise BadStream(f"has other bytes in {path.name[:200]!r} than its manifest says")
 
     def _bad(self, what: str, lines: list[str]) -> JobFailed:
@@ -305,12 +304,12 @@ def _faults_of_files(files: dict[str, Any]) -> Iterator[str]:
     for name, entry in files.items():
         if not _is_plain_name(name) or name in (manifest.NAME, manifest.FIGURES, ORIGIN):
             yield f"the name {name[:80]!r} stands"
-        elif not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
-            yield f"{name[:80]!r} has no sum"
-        elif not _SHA256.match(entry["sha256"]) or type(entry.get("size")) is not int:
-            yield f"{name[:80]!r} has no sum or size"
+        elif not isinstance(entry, dict) or type(entry.get("size")) is not int:
+            yield f"{name[:80]!r} has no size"
         elif not 0 <= entry["size"] < 2**62:
             yield f"{name[:80]!r} has the size {entry['size']}"
+        elif digests.recorded(entry) is None:
+            yield f"{name[:80]!r} has no sum"
 
 
 def _is_plain_name(name: str) -> bool:
@@ -389,8 +388,3 @@ def _size(path: Path) -> int:
     except FileNotFoundError:
         return 0
     return found.st_size if stat.S_ISREG(found.st_mode) else 0
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,13 +15,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from worker import digests
 from worker.durable import sync_folder, write_json
 from worker.errors import JobFailed
 from worker.sums import GrowingSums
 
 NAME = "manifest.json"
 FIGURES = "statistics.json"
-VERSION = 1
+VERSION = 2
+"""1 had SHA-256 sums of the files."""
 LARGE = 4 << 20
 _DOOMED = ".deleted-"
 _SURELY_LEFT = 3600.0
@@ -44,7 +46,10 @@ FIELDS: dict[str, tuple[type, str]] = {
     "pipe": (int, "the inode of the pipe that the service prints to"),
     "comm": (str, "the name of its first process"),
     "pages_bytes": (int, "how many bytes are pages of memory"),
-    "files": (dict, "each file of the image but this one, with size and SHA-256"),
+    "files": (
+        dict,
+        "each file but this one: `size` in bytes, and its sum `blake3` (version 1: `sha256`)",
+    ),
     "sum": (str, "the SHA-256 of all else in the manifest"),
 }
 """What a manifest says, field by field; docs/reference/manifest.md is made of it."""
@@ -71,8 +76,8 @@ def seal(partial: Path, final: Path, facts: dict[str, Any], sums: GrowingSums) -
     for path in paths:
         os.chown(path, 0, 0)
         path.chmod(0o600)
-    digests = sums.settle(paths)
-    files = {path.name: {"size": path.stat().st_size, "sha256": digests[path.name]} for path in paths}
+    found = sums.settle(paths)
+    files = {path.name: {"size": path.stat().st_size, digests.ALGORITHM: found[path.name]} for path in paths}
     manifest = _summed({"version": VERSION, **facts, "files": files})
     os.chown(partial, 0, 0)
     write_json(partial / NAME, manifest)
@@ -192,13 +197,13 @@ def changed(image: Path, manifest: dict[str, Any], names: Iterable[str]) -> list
     return [
         f"{name}: its content has changed"
         for name in names
-        if _digest(image / name) != manifest["files"][name].get("sha256")
+        if not _is_sealed(image / name, manifest["files"][name])
     ]
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _is_sealed(path: Path, entry: object) -> bool:
+    sealed = digests.recorded(entry)
+    return sealed is not None and sealed.is_of(path)
 
 
 def damaged(image: Path, lines: list[str]) -> JobFailed:

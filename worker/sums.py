@@ -1,4 +1,4 @@
-"""SHA-256 sums of files that still grow, so that a large image is sealed soon after its last byte.
+"""Sums of files that still grow, so that a large image is sealed soon after its last byte.
 
 Knows nothing of images, but that files named `pages-*.img` only grow at their end.
 """
@@ -6,7 +6,6 @@ Knows nothing of images, but that files named `pages-*.img` only grow at their e
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import threading
 from collections.abc import Sequence
@@ -14,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
-_CHUNK = 4 << 20
+from worker import digests
+
+_CHUNK = 1 << 20
 _PAUSE = 0.01
 _SYNCED_AT_ONCE = 8
 _SYNC_FILE_RANGE_WRITE = 2
@@ -28,17 +29,19 @@ class _Growing:
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("rb", buffering=0)
-        self.sum = hashlib.sha256()
+        self.sum = digests.begin()
         self.length = 0
 
     def catch_up(self) -> bool:
         """Read what has been added; False if that was nothing."""
         began = self.length
-        while data := self.file.read(_CHUNK):
-            self.sum.update(data)
+        there = os.fstat(self.file.fileno()).st_size - began
+        data = memoryview(bytearray(min(there, _CHUNK)))
+        while count := self.file.readinto(data):
+            self.sum.update(data[:count])
             # The disk begins to write what is summed, so that the fsync at the end has little left to do.
-            _libc.sync_file_range(self.file.fileno(), self.length, len(data), _SYNC_FILE_RANGE_WRITE)
-            self.length += len(data)
+            _libc.sync_file_range(self.file.fileno(), self.length, count, _SYNC_FILE_RANGE_WRITE)
+            self.length += count
         return self.length > began
 
     def sync(self) -> None:
