@@ -47,14 +47,14 @@ async def _events(service_id: str, hearing: Hearing) -> AsyncGenerator[bytes, No
     spoken = time.monotonic()
     async with aclosing(logs.follow(inode, offset, logs.path_of(service_id))) as added:
         async for piece in added:
+            if time.monotonic() > deadline or await hearing.is_over(speaking=bool(piece)):
+                return
             if piece:
                 yield _event("more", piece)
                 spoken = time.monotonic()
             elif time.monotonic() - spoken > KEEP_ALIVE:
                 yield b":\n\n"
                 spoken = time.monotonic()
-            if time.monotonic() > deadline or await hearing.is_over():
-                return
 
 
 def _event(name: str, text: bytes) -> bytes:

@@ -26,6 +26,7 @@ from dashboard.rights import Rights
 from services import waiting
 from services.authentication import Hearing
 from services.problems import Problem
+from services.roles import ADMINISTER, SEE
 from services.threads import in_polite_thread, in_thread
 
 log = logging.getLogger(__name__)
@@ -189,7 +190,8 @@ async def live(request: HttpRequest) -> HttpResponseBase:
         return HttpResponse(RELOAD, content_type="text/event-stream")
     have = frozenset(request.GET.get("have", "").split(",")) - {""}
     answer = StreamingHttpResponse(
-        _events(page, Look(query, rights), words, have, Hearing(request)), content_type="text/event-stream"
+        _events(page, Look(query, rights), words, have, Hearing(request, ADMINISTER if page.admin else SEE)),
+        content_type="text/event-stream",
     )
     answer["Cache-Control"] = "no-store"
     answer["X-Accel-Buffering"] = "no"

@@ -231,7 +231,7 @@ async def service_logs(
             yield text
         async with aclosing(logs.follow(inode, offset, logs.path_of(service_id))) as following:
             async for added in following:
-                if await hearing.is_over():
+                if await hearing.is_over(speaking=bool(added)):
                     return
                 if added:
                     yield added
