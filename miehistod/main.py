@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import signal
 import socket
@@ -88,6 +89,8 @@ def prepare(settings: Settings, wanted: frozenset[str] = parts.ALL) -> Prepared:
         CannotRun: something is missing.
     """
     _check_policy()
+    if wanted & {"worker", "scheduler"}:
+        _check_criu()
     site_user = account.find(settings.user)
     folders.make_folders(settings, site_user)
     listeners = []
@@ -127,6 +130,19 @@ def _check_policy() -> None:
         policy.in_force()
     except JobFailed as failure:
         raise CannotRun(failure.message, failure.remedy) from None
+
+
+def _check_criu() -> None:
+    """See that set-up has brought CRIU: without its Python part nothing that knows the jobs can be loaded.
+
+    Raises:
+        CannotRun: it has not.
+    """
+    if importlib.util.find_spec("pycriu") is None:
+        raise CannotRun(
+            "No CRIU has been set up yet.",
+            "Run `miehisto-setup` (where a Debian package brought Miehistö) or `make setup`.",
+        )
 
 
 async def bring_up(node: Prepared, supervisor: Supervisor) -> None:

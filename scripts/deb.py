@@ -19,6 +19,7 @@ from pathlib import Path
 from mhctl import __version__
 from scripts import install
 from scripts.command import SetupError, run, say
+from scripts.host import check_host
 from scripts.python_env import COMMANDS, PACKAGES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -144,7 +145,9 @@ def _commands(work: Path) -> None:
 
 
 def _system(work: Path) -> None:
-    units = work / "lib/systemd/system"
+    # Each release's lintian wants its own; with Debian's merged /usr both are one folder.
+    place = "lib/systemd/system" if check_host() == "bookworm" else "usr/lib/systemd/system"
+    units = work / place
     units.mkdir(parents=True)
     for name, text in install.unit_texts(Path("/usr/bin")).items():
         (units / name).write_text(text.replace("/usr/bin/miehistod", "/usr/sbin/miehistod"))
