@@ -5,6 +5,7 @@ BINDIR ?= $(PREFIX)/bin
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
+SUITE ?=
 
 .PHONY: help setup setup-dev install uninstall wheel-mhctl deb lint test test-api audit test-faults test-compose test-deb fuzz screenshots demo bench bench-peers bench-pages docs lock clean
 
@@ -62,8 +63,9 @@ test-faults: setup-dev
 test-compose: setup-dev
 	$(PYTHON) -m pytest tests/compose
 
+# For another release than this host's: `make test-deb SUITE=trixie`, which also builds the package in one.
 test-deb: setup-dev
-	$(PYTHON) -m pytest tests/deb
+	DEBIAN_SUITE=$(SUITE) $(PYTHON) -m pytest tests/deb $(PYTEST_ARGS)
 
 # Many more requests than in `make test`, other ones each time.
 test-api: setup-dev

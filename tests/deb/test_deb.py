@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from mhctl import __version__
-from scripts.host import check_host, install_packages
-from tests.debian_root import apt, bootstrap, forbid_starts, kept, run
+from scripts.host import install_packages
+from tests.deb.clean import Clean
+from tests.debian_root import run
 from tests.pages import Page
 from tests.stack import CHECKOUT
 
 OLDER = "0.0.1"
-
-# What is mounted is seen by this process tree alone. CRIU wants a root that is a mount, so no chroot will do.
-_INSIDE = """
-set -e
-[ -z "$ALONE" ] || ip link set lo up
-mount --make-rprivate /
-mount --bind "$ROOT" "$ROOT"
-mount -t proc proc "$ROOT/proc"
-for place in sys dev; do mount --rbind "/$place" "$ROOT/$place"; done
-mount -t tmpfs tmpfs "$ROOT/run"
-mkdir -p "$ROOT/old"
-cd "$ROOT"
-pivot_root . old
-umount -l /old
-rmdir /old
-exec "$@"
-"""
 
 # As an upgrade under systemd does it: the parts end, services run on, the parts start.
 _AN_UPGRADE = """
@@ -69,77 +47,6 @@ end
 echo upgraded
 """
 PAGE = Page(CHECKOUT / "docs/install.md")
-
-
-@pytest.fixture(scope="module")
-def package() -> Path:
-    """Return a package of this very checkout."""
-    words = [sys.executable, "-B", "-m", "scripts.deb"]
-    done = subprocess.run(words, cwd=CHECKOUT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (found,) = (CHECKOUT / "dist").glob(f"miehisto_{__version__}_*.deb")
-    return found
-
-
-class Clean:
-    """A clean Debian of this host's release.
-
-    Args:
-        folder: where it shall lie.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        suite = check_host()
-        self.root = folder / "root"
-        below = kept(f"debian-{suite}", lambda made: _make(suite, made))
-        run("cp", "--archive", "--reflink=auto", below / "root", self.root)
-
-    def run(self, *words: str, alone: bool = False) -> str:
-        """Run a command in it and return what it printed, its errors too.
-
-        Args:
-            alone: without the host's network, where port and firewall may be taken.
-        """
-        unshare = [
-            "unshare",
-            "--mount",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            *(["--net", "--ipc"] if alone else []),
-        ]
-        done = subprocess.run(
-            [*unshare, "sh", "-c", _INSIDE, "inside", *words],
-            env={
-                "ROOT": str(self.root),
-                "ALONE": "yes" if alone else "",
-                "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-                "DEBIAN_FRONTEND": "noninteractive",
-                **{name: text for name, text in os.environ.items() if name.lower().endswith("_proxy")},
-            },
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=900,
-            check=False,
-        )
-        assert done.returncode == 0, f"{words}\n{done.stdout[-4000:]}"
-        return done.stdout
-
-
-def _make(suite: str, folder: Path) -> None:
-    root = folder / "root"
-    bootstrap(suite, root)
-    forbid_starts(root)
-    apt(root, "update")
-
-
-@pytest.fixture
-def debian(folder: Path) -> Iterator[Clean]:
-    """A clean Debian with the package's file in it."""
-    folder.chmod(0o755)
-    yield Clean(folder)
 
 
 def test_lintian_finds_nothing(package: Path) -> None:
@@ -183,12 +90,7 @@ def test_it_is_installed_upgraded_removed_and_purged(package: Path, debian: Clea
     # The site's user can read and start all of it.
     debian.run("setpriv", "--reuid=miehisto", "--regid=miehisto", "--clear-groups", "mhctl", "--help")
 
-    criu = Path("/opt/miehisto/bin/criu").resolve()
-    if criu.is_relative_to("/opt/miehisto"):  # as if it had been fetched already
-        tree = criu.parent.parent
-        shutil.copytree(tree, debian.root / tree.relative_to("/"), symlinks=True)
-    else:  # this release's own one works on this kernel
-        debian.run("apt-get", "-q", "-y", "install", "--no-install-recommends", "criu", "python3-pycriu")
+    debian.bring_criu()
     assert "dumped and restored the probe" in debian.run(*set_up.split(), alone=True)
 
     password = (state / "admin_password").read_text()
