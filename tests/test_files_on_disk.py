@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -120,3 +123,56 @@ def test_what_is_declared_as_data_is_compared_file_by_file(stack: Stack, folder:
     assert lines == f"{folder}/book is not there any more"
     (folder / "kept").rename(folder / "book")
     stack.mhctl("service", "restore", "--from", image, "--accept-changed-files")
+
+
+WATCHER = """
+import ctypes, os, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+book = open(sys.argv[1] + "/book", "r+")
+assert libc.inotify_add_watch(libc.inotify_init(), sys.argv[1].encode(), 0x100) > 0
+print("ready", flush=True)
+while not os.path.exists(sys.argv[1] + "/asked"):
+    time.sleep(0.05)
+print("read", book.read(), flush=True)
+time.sleep(3600)
+"""
+
+
+@pytest.fixture
+def overlay(folder: Path) -> Iterator[Path]:
+    """A folder on overlayfs, with a file of its lower layer."""
+    with ExitStack() as mounts:
+
+        def mount(place: Path, *options: str) -> None:
+            subprocess.run(["mount", *options, place], check=True)
+            mounts.callback(subprocess.check_call, ["umount", place])
+
+        layers = folder / "layers"
+        layers.mkdir()
+        mount(layers, "-t", "tmpfs", "layers")
+        for name in ("lower", "upper", "work", "merged"):
+            (layers / name).mkdir()
+        (layers / "lower/book").write_text("lines")
+        names = f"lowerdir={layers}/lower,upperdir={layers}/upper,workdir={layers}/work"
+        mount(layers / "merged", "-t", "overlay", "overlay", "-o", names)
+        yield layers / "merged"
+
+
+def test_files_on_overlayfs(stack: Stack, overlay: Path) -> None:
+    """What is open there is compared and restored as anywhere; what is watched has to be searched for."""
+    service = stack.create(program("python3"), "-c", WATCHER, str(overlay))
+    try:
+        assert eventually(lambda: "ready" in stack.log(service), 60)
+        assert "force_irmap" in stack.mhctl("service", "check", service, check=False).out
+        refused = stack.mhctl("service", "dump", service, check=False)
+        assert stack.api("GET", "jobs?limit=1").body[0]["error"]["code"] == "inotify_handle"
+        assert "as on overlayfs" in refused.err and "force_irmap" in refused.err
+        image = stack.dump(service, "--force-irmap", str(overlay))
+        (overlay / "book").write_text("other lines")
+        moved_on = stack.mhctl("service", "restore", "--from", image, check=False)
+        assert f"{overlay}/book was 5 bytes" in moved_on.err
+        stack.mhctl("service", "restore", "--from", image, "--accept-changed-files")
+        (overlay / "asked").touch()
+        assert eventually(lambda: "read other lines" in stack.log(service), 60)
+    finally:
+        stack.clear()  # before its mount goes
