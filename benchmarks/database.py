@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from benchmarks.folders import own_folder
 
 _AS_POSTGRES = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--"]
 
@@ -23,8 +24,7 @@ def postgresql() -> Iterator[str]:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
     if not found:
         raise RuntimeError("PostgreSQL is not installed: run make setup-dev")
-    with tempfile.TemporaryDirectory(prefix="miehisto-bench-") as name:
-        folder = Path(name)
+    with own_folder() as (folder, keeper):
         folder.chmod(0o777)
         initdb = [
             f"{found[-1]}/initdb",
@@ -38,7 +38,7 @@ def postgresql() -> Iterator[str]:
             "UTF8",
         ]
         subprocess.run([*_AS_POSTGRES, *initdb, "--no-locale"], check=True, capture_output=True)
-        where = ["-D", f"{folder}/data", "-k", name, "-c", "listen_addresses="]
+        where = ["-D", f"{folder}/data", "-k", str(folder), "-c", "listen_addresses="]
         quiet = subprocess.DEVNULL
         server = subprocess.Popen(
             [*_AS_POSTGRES, f"{found[-1]}/postgres", *where],
@@ -46,6 +46,7 @@ def postgresql() -> Iterator[str]:
             stdout=quiet,
             stderr=quiet,
             start_new_session=True,
+            pass_fds=[keeper],
         )
         try:
             _create(found[-1], folder)

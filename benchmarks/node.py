@@ -6,18 +6,17 @@ import contextlib
 import http.client
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.folders import own_folder
 from worker import orphans, supervision
 from worker.paths import Paths
 from worker.supervision import Running
@@ -106,9 +105,12 @@ def wait_for(port: int) -> None:
 def started(settings: Mapping[str, str] | None = None) -> Iterator[Node]:
     """Start a node for the block; afterwards nothing of it is left. settings: more of its environment."""
     orphans.adopt()
-    folder = Path(tempfile.mkdtemp(prefix="miehisto-bench-"))
-    folder.chmod(0o755)
-    node = Node(folder, settings or {})
+    with own_folder() as (folder, keeper):
+        yield from _started(folder, keeper, settings or {})
+
+
+def _started(folder: Path, keeper: int, settings: Mapping[str, str]) -> Iterator[Node]:
+    node = Node(folder, settings)
     output = folder / "miehistod.log"
     with output.open("wb") as log:
         daemon = subprocess.Popen(
@@ -119,6 +121,7 @@ def started(settings: Mapping[str, str] | None = None) -> Iterator[Node]:
             stderr=subprocess.STDOUT,
             # Ctrl-C is for this process, which then ends the services and the daemon in that order.
             start_new_session=True,
+            pass_fds=[keeper],
         )
     try:
         for _ in range(600):
@@ -138,4 +141,3 @@ def started(settings: Mapping[str, str] | None = None) -> Iterator[Node]:
             daemon.send_signal(signal.SIGTERM)
             daemon.wait(30)
         orphans.reap()
-        shutil.rmtree(folder, ignore_errors=True)
