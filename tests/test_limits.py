@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.policies import error_of_last_job, rules
 from tests.servers import started
 from tests.stack import Stack, eventually
-from tests.test_policy import error_of_last_job, rules
 from tests.test_privileges import Prisoner
 from worker import cgroups, orphans, spares
 from worker.process import Process
