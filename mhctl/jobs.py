@@ -143,6 +143,7 @@ def _command_of(action: Json, job: Json) -> str:
         "check": f"mhctl service check {job.get('service')}",
         "check_host": "mhctl check",
         "prune": "mhctl image list",
+        "images": "mhctl image list",
         "dump": f"mhctl service dump {job.get('service')}"
         + "".join(f" --{name.replace('_', '-')} …" for name in action["options"]),
     }

@@ -199,7 +199,8 @@ class EventAnswer(Schema):
 
 class JobAction(Schema):
     """A remedy that can be asked for: retry (POST jobs/ID/retry with these options), start, verify, check,
-    check_host, dump (once more, with these options filled in), or prune (see which images can go).
+    check_host, dump (once more, with these options filled in), prune (see which images can go), or images
+    (see those of the service).
     label: what its button says.
     """
 

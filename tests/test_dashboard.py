@@ -331,7 +331,12 @@ def test_a_remedy_leads_to_what_can_be_done(admin: Client) -> None:
     service = running_service("web")
     Service.objects.filter(pk=service.pk).update(cwd="/srv/app")
     job = taken(operations.request_dump(service, actor="root", source="manage"))
-    for code, wanted in (("pool_full", "/images/prune/"), ("inotify_handle", "/dump/?fill=force_irmap")):
+    for code, wanted in (
+        ("pool_full", "/images/prune/"),
+        ("inotify_handle", "/dump/?fill=force_irmap"),
+        ("service_died_with_criu", f"/images/?q={service.pk}"),
+        ("service_died_with_criu", f"/services/{service.pk}/start/"),
+    ):
         Job.objects.filter(pk=job.pk).update(
             status="failed", error_code=code, error_message="No.", error_actions=remedies.actions(code)
         )

@@ -296,7 +296,7 @@ def test_every_code_that_offers_something_can_occur() -> None:
     known = set(re.findall(r'"([a-z_]+)"', said.replace(Path(remedies.__file__).read_text(), "")))
     assert set(remedies.ACTIONS) <= known
     assert {each["action"] for row in remedies.ACTIONS.values() for each in row} == {
-        *("retry", "start", "verify", "check", "check_host", "prune", "dump"),
+        *("retry", "start", "verify", "check", "check_host", "prune", "images", "dump"),
     }
     assert remedies.actions("no such code") == []
     assert [each["action"] for each in remedies.actions("restore_failed", restoring=True)] == ["start"]

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 _LAST_BREATH = 1.0
 """Seconds after which a service that has not ended will not end because of a signal of CRIU's."""
 
-_BY_ITS_OWN_DEATH = 0.3
+_BY_ITS_OWN_DEATH = 1.0
 """Seconds within which a service has ended into which CRIU had put a trap when it was killed."""
 
 

@@ -6,7 +6,8 @@ Each action has a name, what its button says, and options:
 - start: start the service anew, its memory is lost;
 - verify: verify the image; check: do the dry run; check_host: look at the node;
 - dump: dump it once more, with these options, which somebody has to fill;
-- prune: see which images of the pool can go.
+- prune: see which images of the pool can go;
+- images: see the images of the service, to restore one.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _VERIFY = _do("verify", "Verify the image")
 _CHECK = _do("check", "See all that stands in the way")
 _HOST = _do("check_host", "Check the node")
 _PRUNE = _do("prune", "See which images can go")
+_IMAGES = _do("images", "See its images, to restore one")
 _SEARCH = _do("dump", "Say where the watched files are", force_irmap=[])
 
 ACTIONS: Mapping[str, tuple[Action, ...]] = {
@@ -68,6 +70,8 @@ ACTIONS: Mapping[str, tuple[Action, ...]] = {
         (_CHECK,),
     ),
     "nested_namespace": (_CHECK, _ANEW),
+    # --- the service has ended
+    "service_died_with_criu": (_IMAGES, _ANEW),
     # --- the image
     **dict.fromkeys(("image_damaged", "restore_crashed"), (_VERIFY, _ANEW)),
     **dict.fromkeys(("image_version", "cpu_mismatch", "program_changed", "link_remap_used"), (_ANEW,)),
