@@ -30,7 +30,7 @@ POLICY = FOLDER / "policy.toml"
 
 _OURS = ("MIEHISTO_", "CELERY_", "DATABASE_URL", "DJANGO_")
 _PLACES = ("/run", "/tmp", "/dev/shm", "/var/lib", "/var/log", "/var/tmp", "/etc")
-_TOOLS = {"MIEHISTO_CRIU", "MIEHISTO_TINI", "MIEHISTO_USER"}
+_TOOLS = {"MIEHISTO_CRIU", "MIEHISTO_TINI", "MIEHISTO_USER", "MIEHISTO_TEST_CACHE"}
 
 
 def _isolate() -> None:
