@@ -356,8 +356,7 @@ def _request(
         if kind in {JobKind.START, JobKind.RESTART} or (options or {}).get("carry"):
             require_account(actor, now.user, now.group)
         if now.state not in KINDS[kind].allowed:
-            active = Job.objects.active().filter(service=now).first()
-            if active:
+            if Job.objects.active().filter(service=now).exists():
                 raise _job_active(now)
             require_state(now, kind)
         return new_job(
@@ -399,7 +398,6 @@ def name_taken(noun: str, name: str) -> Problem:
 
 
 __all__ = [
-    "ServiceState",
     "adopt",
     "cancel",
     "claim",
