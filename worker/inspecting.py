@@ -14,7 +14,6 @@ import socket
 import struct
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -88,8 +87,7 @@ def contents(image: Image) -> dict[str, Any]:
     """
     tree = entries(image, "pstree.img")
     files = _files(image)
-    memory: dict[str, dict[str, int]] = {kind: {"mapped": 0, "stored": 0} for kind in KINDS}
-    mappings: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    sums = _Sums()
     shared = Shared(image, files)
     names: dict[str, list[str]] = {}
     processes = []
@@ -114,30 +112,21 @@ def contents(image: Image) -> dict[str, Any]:
             name = _path(files, area.source) if area.kind == "file" else f"[{area.kind}]"
             if area.kind == "shared":
                 name, size = shared.take(area.source)
-            memory[area.kind]["mapped"] += area.mapped
-            memory[area.kind]["stored"] += size
+            sums.add(area.kind, name, area.mapped, size)
             stored += size
-            totals = mappings[area.kind, name]
-            totals[0] += area.mapped
-            totals[1] += size
         process["memory"] = stored
         for ids in some_entries(image, f"ids-{pid}.img"):
             holders.setdefault(number(ids, "files_id"), []).append(pid)
     for source in list(shared.left):  # what is open and nowhere mapped
         name, size = shared.take(source)
-        memory["shared"]["stored"] += size
-        mappings["shared", name][1] += size
+        sums.add("shared", name, 0, size)
     opened, sockets = _descriptors(image, files, holders)
-    largest = sorted(mappings.items(), key=lambda each: (-each[1][1], -each[1][0], each[0]))
     return {
         "processes": processes,
         "files": opened[:_MOST_FILES],
         "sockets": sockets[:_MOST_FILES],
-        "memory": memory,
-        "mappings": [
-            {"kind": kind, "name": name, "mapped": totals[0], "stored": totals[1]}
-            for (kind, name), totals in largest[:_MOST_MAPPINGS]
-        ],
+        "memory": sums.memory,
+        "mappings": sums.largest(),
         "environment": names,
         "counts": {
             "processes": len(tree),
@@ -148,8 +137,31 @@ def contents(image: Image) -> dict[str, Any]:
         },
         "truncated": len(tree) > _MOST_PROCESSES
         or max(len(opened), len(sockets)) > _MOST_FILES
-        or len(largest) > _MOST_MAPPINGS,
+        or len(sums.mappings) > _MOST_MAPPINGS,
     }
+
+
+class _Sums:
+    """Bytes, mapped and stored, by kind of memory and by what is mapped."""
+
+    def __init__(self) -> None:
+        self.memory = {kind: {"mapped": 0, "stored": 0} for kind in KINDS}
+        self.mappings: dict[tuple[str, str], dict[str, int]] = {}
+
+    def add(self, kind: str, name: str, mapped: int, stored: int) -> None:
+        for sizes in (
+            self.memory[kind],
+            self.mappings.setdefault((kind, name), {"mapped": 0, "stored": 0}),
+        ):
+            sizes["mapped"] += mapped
+            sizes["stored"] += stored
+
+    def largest(self) -> list[dict[str, Any]]:
+        """Return the mappings, those of which the image holds most first, and not too many of them."""
+        ordered = sorted(
+            self.mappings.items(), key=lambda each: (-each[1]["stored"], -each[1]["mapped"], each[0])
+        )
+        return [{"kind": kind, "name": name, **sizes} for (kind, name), sizes in ordered[:_MOST_MAPPINGS]]
 
 
 def environment(image: Image) -> dict[str, dict[str, str]]:
