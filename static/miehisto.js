@@ -100,8 +100,13 @@
   // What can be scrolled must be reached by the keyboard; what cannot must not be in its way.
   function markScrollers(root) {
     for (const box of all(".scroll", root)) {
-      if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
-      else box.removeAttribute("tabindex");
+      if (box.scrollWidth > box.clientWidth) {
+        box.tabIndex = 0;
+        box.setAttribute("role", "group");
+        box.setAttribute("aria-label", "Table, wider than the page");
+      } else {
+        for (const name of ["tabindex", "role", "aria-label"]) box.removeAttribute(name);
+      }
     }
   }
 
@@ -257,6 +262,7 @@
     const search = $("[data-log-search]", section);
     const button = $("[data-log-pause]", section);
     const state = $("[data-log-state]", section);
+    const said = $("[data-log-said]", section);
     let lines = pre.textContent.split("\n");
     let paused = false;
     let missed = 0;
@@ -308,10 +314,13 @@
       paused = !paused;
       missed = 0;
       button.textContent = paused ? "Go on" : "Pause";
-      button.setAttribute("aria-pressed", String(paused));
       paint();
+      said.textContent = paused ? "The log is held." : "The log goes on.";
     });
-    search.addEventListener("input", paint);
+    search.addEventListener("input", () => {
+      paint();
+      said.textContent = state.textContent;
+    });
     document.addEventListener("visibilitychange", open);
     open();
     window.addEventListener("pagehide", () => events && events.close());

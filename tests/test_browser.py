@@ -73,6 +73,11 @@ def test_an_operators_day(page: Page, stack: Stack, chromium: Browser) -> None:
     # Its log arrives while somebody looks.
     eventually(lambda: get_page(port))
     expect(page.locator("pre.log")).to_contain_text('"GET / HTTP/1.1" 200')
+    # A screen reader tells what somebody did with it, and does not read it out line by line.
+    expect(page.locator("[role=log], [role=status] pre, [aria-live] pre")).to_have_count(0)
+    page.get_by_label("Search the log").fill("HTTP/1.1")
+    expect(page.locator("[data-log-said]")).to_contain_text("lines with this text")
+    page.get_by_label("Search the log").fill("")
     expect(page.locator("#now")).to_contain_text(f"127.0.0.1:{port}")
 
     # A dump with the dialog: the dry run says yes before, the page turns by itself afterwards.
@@ -110,6 +115,7 @@ def test_an_operators_day(page: Page, stack: Stack, chromium: Browser) -> None:
         page.get_by_role("dialog").get_by_role("button", name="Restore").click()
         expect(page.locator(".bad-card")).to_contain_text(f"Port {port} is held by")
         expect(page.locator("mark.wrong").first).to_contain_text("Address already in use")
+        expect(page.locator(".waterfall tr", has_text="failed here")).to_contain_text("restoring")
     page.get_by_role("button", name="Try again").click()
     page.wait_for_url(re.compile("/jobs/"))
     expect(page.locator(".title .status")).to_have_text("succeeded")
