@@ -15,7 +15,7 @@ from types import TracebackType
 
 from worker import digests
 
-_CHUNK = 1 << 20
+_CHUNK, _LEAST = 1 << 20, 64 << 10
 _PAUSE = 0.01
 _SYNCED_AT_ONCE = 8
 _SYNC_FILE_RANGE_WRITE = 2
@@ -32,17 +32,16 @@ class _Growing:
         self.sum = digests.begin()
         self.length = 0
 
-    def catch_up(self) -> bool:
-        """Read what has been added; False if that was nothing."""
-        began = self.length
-        there = os.fstat(self.file.fileno()).st_size - began
-        data = memoryview(bytearray(min(there, _CHUNK)))
+    def catch_up(self) -> None:
+        """Read what has been added."""
+        there = os.fstat(self.file.fileno()).st_size - self.length
+        # One that grows while it is read is not read on in as small pieces as it began with.
+        data = memoryview(bytearray(min(max(there, _LEAST), _CHUNK)))
         while count := self.file.readinto(data):
             self.sum.update(data[:count])
             # The disk begins to write what is summed, so that the fsync at the end has little left to do.
             _libc.sync_file_range(self.file.fileno(), self.length, count, _SYNC_FILE_RANGE_WRITE)
             self.length += count
-        return self.length > began
 
     def sync(self) -> None:
         """Let what is there survive a power cut."""
