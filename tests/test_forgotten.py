@@ -16,6 +16,9 @@ def test_an_image_brings_a_deleted_service_back(stack: Stack) -> None:
     """ "Its images stay", says the help of `service delete`: so they must be good for something."""
     witness = Witness(stack, options=("-e", "COLOUR=red", "--name", "brief"))
     image = stack.dump(witness.id)
+    mark = stack.folder / "state/services" / witness.id / "restore-on-boot"
+    stack.mhctl("service", "set", "--restore-on-boot", witness.id)
+    assert eventually(mark.exists, 60)
     stack.mhctl("service", "delete", witness.id)
     assert stack.mhctl("service", "show", witness.id, check=False).code == 4
     stack.restore(image)
@@ -23,7 +26,9 @@ def test_an_image_brings_a_deleted_service_back(stack: Stack) -> None:
     service = json.loads(stack.mhctl("service", "show", witness.id, "--env", "--json").out)
     assert (service["status"], service["env"], service["name"]) == ("running", {"COLOUR": "red"}, "")
     assert stack.show("image", image)["service"] == witness.id
-    # A service like any other: it can be dumped and restored again.
+    # A service like any other: it can be dumped and restored again, and comes back after a boot if asked to.
+    stack.mhctl("service", "set", "--restore-on-boot", witness.id)
+    assert eventually(mark.exists, 60)
     stack.restore(stack.dump(witness.id))
     assert witness.answers_as_before()
 

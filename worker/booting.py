@@ -19,6 +19,7 @@ from services.problems import Problem
 from services.states import JobState, ServiceState
 from worker import connections, supervision
 from worker.durable import sync_folder, write_json
+from worker.errors import describe
 from worker.paths import Paths
 from worker.process import Process, parent, status
 from worker.runmh.launch import Account, Refused
@@ -82,12 +83,19 @@ class Boot:
         """Keep on the disk which services shall come back, for a rescan after the database was lost."""
         services = Service.objects.filter(node__name=self._node)
         wanted = set(services.filter(restore_on_boot=True).values_list("pk", flat=True))
+        # One that was deleted and has come back from an image has lost its mark with its folder.
+        self._marked = {name for name in self._marked if self._paths.wanted_back(name).exists()}
         for service_id in wanted - self._marked:
             mark = self._paths.wanted_back(service_id)
-            if mark.parent.is_dir():  # it was started
+            try:
                 mark.touch(mode=0o600)
                 sync_folder(mark.parent)
                 self._marked.add(service_id)
+            except FileNotFoundError:
+                continue  # it was never started
+            except OSError as error:
+                log.warning("a rescan would not know which services shall come back: %s", describe(error))
+                break
         # A service without a row may only have lost it.
         for (service_id,) in services.filter(pk__in=self._marked - wanted).values_list("pk"):
             self._paths.wanted_back(service_id).unlink(missing_ok=True)
