@@ -335,6 +335,9 @@
   tellSeconds();
   setInterval(() => tellTimes(), 5000);
   setInterval(tellSeconds, 1000);
-  for (const box of all(".life-scroll")) box.scrollLeft = box.scrollWidth;  // what is new is at its end
+  for (const box of all(".life-scroll")) {  // what is new is at its end, which may be before the axis' own
+    const last = all(".stretch", box).pop();
+    if (last) box.scrollLeft += last.getBoundingClientRect().right - box.getBoundingClientRect().right + 24;
+  }
   listen();
 })();
