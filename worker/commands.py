@@ -62,16 +62,23 @@ def _found(account: Account, command: str, cwd: str, path: str) -> str:
 
 def _as_user(account: Account, cwd: str, words: list[str]) -> int:
     """Run a program as this user in this folder, and return its exit status; not 0 if it cannot enter it."""
-    return subprocess.run(
-        ["env", f"--chdir={cwd}", *words],
-        # None of ours: this user could read the site's secrets in it.
-        env={"PATH": DEFAULT_PATH},
-        user=account.uid,
-        group=account.gid,
-        extra_groups=account.groups,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        timeout=_PATIENCE,
-        check=False,
-    ).returncode
+    try:
+        return subprocess.run(
+            ["env", f"--chdir={cwd}", *words],
+            # None of ours: this user could read the site's secrets in it.
+            env={"PATH": DEFAULT_PATH},
+            user=account.uid,
+            group=account.gid,
+            extra_groups=account.groups,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=_PATIENCE,
+            check=False,
+        ).returncode
+    except subprocess.TimeoutExpired:
+        raise Refused(
+            "bad_directory",
+            f"The working directory {cwd!r}, or the folder of the command, does not answer.",
+            "See whether its file system can be reached, then ask again.",
+        ) from None
