@@ -143,6 +143,9 @@ def begin(
                 [action, service_id, *(f"--{name}={value}" for name, value in words.items())],
                 {"ready-fd": ready, "errors": errors.fileno(), **(descriptors or {})},
             )
+    except BaseException:
+        os.close(listen)
+        raise
     finally:
         os.close(ready)
     return Supervisor(paths, service_id, listen, launcher)
