@@ -21,12 +21,14 @@ from worker import (
     connections,
     explaining,
     files,
+    inspecting,
     preflight,
     process,
     restoring,
     supervision,
 )
 from worker.errors import JobFailed
+from worker.image_files import Unreadable
 from worker.paths import Paths
 from worker.policy import Policy
 from worker.process import Process
@@ -206,3 +208,16 @@ def test_a_process_may_have_any_name() -> None:
             assert process.status(pid)["State"][0] in "RS", comm
             assert pid in process.children(os.getpid())
     assert ctypes.CDLL(None).prctl(_PR_SET_NAME, b"pytest", 0, 0, 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("import itertools, sys; [sys.stdout.write('x' * 65536) for _ in itertools.count()]", "say more"),
+        ("import itertools, sys; [sys.stderr.write('x' * 65536) for _ in itertools.count()]", "say more"),
+        ("import time; time.sleep(3600)", "too long"),
+    ],
+)
+def test_a_reader_that_an_image_has_taken_over_is_heard_only_so_far(program: str, said: str) -> None:
+    with pytest.raises(Unreadable, match=said):
+        inspecting.heard([sys.executable, "-c", program], 1 << 20, 60 if said == "say more" else 0.5)

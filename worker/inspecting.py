@@ -10,11 +10,13 @@ import json
 import logging
 import os
 import resource
+import selectors
 import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,27 +51,59 @@ def apart(image: Path, what: str = "contents") -> dict[str, Any]:
     Raises:
         Unreadable: it is no image, is damaged, or wants more than that.
     """
-    command = [sys.executable, "-m", __name__, what, str(image)]
+    said, complaint = heard([sys.executable, "-m", __name__, what, str(image)], 2 * _MOST_TOLD, 2 * _SECONDS)
     try:
-        done = subprocess.run(
-            command,
-            cwd=Path(__file__).parent.parent,
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            timeout=2 * _SECONDS,
-            check=False,
-        )
-        found: Any = json.loads(done.stdout)
-    except subprocess.TimeoutExpired:
-        raise Unreadable("it takes too long to be read") from None
+        found: Any = json.loads(said)
     except ValueError:
-        log.warning("the contents of %s: %s", image, done.stderr.decode(errors="replace")[-2000:])
+        log.warning("the contents of %s: %s", image, complaint.decode(errors="replace")[-2000:])
         raise Unreadable("it makes its reader fail; the worker's log says how") from None
     if not isinstance(found, dict):
         raise Unreadable("it makes its reader say what no reader says")
     if "error" in found:
         raise Unreadable(str(found["error"]))
     return found
+
+
+def heard(command: Sequence[str], most: int, seconds: float) -> tuple[bytes, bytes]:
+    """Return what a program prints and what it complains of: an image may have made it say anything.
+
+    Args:
+        most: bytes of both together.
+        seconds: how long it may take.
+
+    Raises:
+        Unreadable: it says more, or takes longer; it is killed then.
+    """
+    deadline = time.monotonic() + seconds
+    with (
+        subprocess.Popen(
+            command,
+            cwd=Path(__file__).parent.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as program,
+        selectors.DefaultSelector() as open_ones,
+    ):
+        said: dict[Any, bytearray] = {program.stdout: bytearray(), program.stderr: bytearray()}
+        try:
+            for pipe in said:
+                open_ones.register(pipe, selectors.EVENT_READ)
+            while open_ones.get_map():
+                ready = open_ones.select(max(0.0, deadline - time.monotonic()))
+                if not ready:
+                    raise Unreadable("it takes too long to be read")
+                for key, _ in ready:
+                    piece = os.read(key.fd, 65536)
+                    if not piece:
+                        open_ones.unregister(key.fileobj)
+                    said[key.fileobj] += piece
+                if sum(map(len, said.values())) > most:
+                    raise Unreadable("it makes its reader say more than any reader says")
+        except BaseException:
+            program.kill()
+            raise
+    return bytes(said[program.stdout]), bytes(said[program.stderr])
 
 
 def contents(image: Image) -> dict[str, Any]:
