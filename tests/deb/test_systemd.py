@@ -59,7 +59,7 @@ def test_services_outlive_the_units_and_a_reboot(machine: Machine, package: Path
     assert not active(machine, WORKER)
     assert machine.run(*ASK) == "4\n"
     machine.run("systemctl", "start", "miehisto.target")
-    assert machine.run("mhctl", "service", "list") == listed
+    assert eventually(lambda: machine.run("mhctl", "service", "list")) == listed
 
     machine.run("systemctl", "enable", "--now", "miehisto-drain")
     machine.shut_down("reboot")
