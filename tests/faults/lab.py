@@ -108,15 +108,17 @@ class Lab(Stack):
         self.deaths = 0
 
 
-def sweep_scratch() -> None:
+def sweep_scratch() -> bool:
     """Remove the empty folders of CRIUs that were killed before they had written their names into a log.
 
-    Those are all that stays of them; a reboot empties /tmp.
+    Those are all that stays of them; a reboot empties /tmp. False while there is one that is not old yet.
     """
-    for folder in Path("/tmp").glob(".criu.mntns.*"):
+    folders = list(Path("/tmp").glob(".criu.mntns.*"))
+    for folder in folders:
         with contextlib.suppress(OSError):
             if time.time() - folder.stat().st_mtime > SCRATCH_IS_OLD:
                 folder.rmdir()
+    return not any(folder.exists() for folder in folders)
 
 
 @pytest.fixture(scope="package")
@@ -124,6 +126,7 @@ def only_lab() -> Iterator[Lab]:
     """The node of the suite."""
     with living(Lab, "lab") as made:
         yield made
+    eventually(sweep_scratch, SCRATCH_IS_OLD + 5)
 
 
 @pytest.fixture
