@@ -90,13 +90,19 @@ class Lab(Stack):
         """
         assert self.daemon is not None
         services = [row["object_id"] for row in self.api("GET", "services?all=1").body]
-        roots = [self.daemon.pid, *promise.criu_processes()]
-        roots += [pid for service in services for pid in promise.supervisors_of(service)]
-        doomed = {pid for root in roots for pid in process.tree(root)}
-        for number in (signal.SIGSTOP, signal.SIGKILL):  # so that none sees the others' end
-            for pid in doomed:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
+
+        def alive() -> set[int]:
+            roots = [self.daemon.pid, *promise.criu_processes()] if self.daemon else []
+            roots += [pid for service in services for pid in promise.supervisors_of(service)]
+            return {pid for root in roots for pid in process.tree(root)}
+
+        # Stopped first, so that none sees the others' end; anew for what was born meanwhile.
+        doomed: set[int] = set()
+        while born := alive() - doomed:
+            _signal(born, signal.SIGSTOP)
+            doomed |= born
+            time.sleep(0.01)  # a fork that has begun comes to its end
+        _signal(doomed, signal.SIGKILL)
         self.daemon.wait(30)
         eventually(lambda: not any(Process.of(pid) for pid in doomed))
         orphans.reap()
@@ -106,6 +112,12 @@ class Lab(Stack):
                 subprocess.run(["nft", "delete", *table.split()], check=True)
         self.start()
         self.deaths = 0
+
+
+def _signal(pids: set[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def sweep_scratch() -> bool:
