@@ -216,6 +216,7 @@ def test_a_process_may_have_any_name() -> None:
         ("import itertools, sys; [sys.stdout.write('x' * 65536) for _ in itertools.count()]", "say more"),
         ("import itertools, sys; [sys.stderr.write('x' * 65536) for _ in itertools.count()]", "say more"),
         ("import time; time.sleep(3600)", "too long"),
+        ("import os, time; os.close(1); os.close(2); time.sleep(3600)", "too long"),
     ],
 )
 def test_a_reader_that_an_image_has_taken_over_is_heard_only_so_far(program: str, said: str) -> None:

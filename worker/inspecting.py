@@ -100,6 +100,10 @@ def heard(command: Sequence[str], most: int, seconds: float) -> tuple[bytes, byt
                     said[key.fileobj] += piece
                 if sum(map(len, said.values())) > most:
                     raise Unreadable("it makes its reader say more than any reader says")
+            program.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            program.kill()
+            raise Unreadable("it takes too long to be read") from None
         except BaseException:
             program.kill()
             raise
