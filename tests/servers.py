@@ -53,6 +53,7 @@ class Connection:
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=10)
         self._answers = self._socket.makefile("rb")
+        self.address: tuple[str, int] = self._socket.getpeername()
 
     def send(self, request: str) -> None:
         """Send a request and don't wait for its answer."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
@@ -22,6 +23,9 @@ from worker import process
 
 PATIENCE = 2
 """Seconds that CRIU may be silent on this node."""
+
+WEIGHT = 200_000_000
+"""Bytes that the service holds: sealing and restoring them takes long enough for this process to come in."""
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +49,7 @@ def client(hasty: Stack, folder: Path) -> Iterator[tuple[str, Connection]]:
     service = started(hasty, server)
     with connected(server.port) as connection:
         assert connection.ask("SET told nobody") == "+OK"
+        assert connection.ask(f"SETRANGE weight {WEIGHT} x") == f":{WEIGHT + 1}"
         yield service, connection
 
 
@@ -175,6 +180,23 @@ def test_a_restore_that_is_broken_off_leaves_nothing_but_the_image(
     hasty.restore(image)
     assert connection.answer() == "$6"
     assert connection.answer() == "nobody"
+
+
+def test_a_restore_says_when_clients_are_not_held_any_more(
+    hasty: Stack, client: tuple[str, Connection]
+) -> None:
+    """A firewall whose rules are loaded anew forgets CRIU's, too."""
+    service, connection = client
+    before = tables()
+    image = hasty.dump(service)
+    (table,) = tables() - before
+    subprocess.run(["nft", "delete", *table.split()], check=True)
+    with socket.create_server(connection.address):
+        done = hasty.mhctl("service", "restore", "--from", image, check=False)
+    assert "its clients' connections are no longer held for the image" in done.err
+
+    hasty.restore(image)  # this client has not been told that nobody was there
+    assert connection.ask("GET told", lines=2) == "nobody"
 
 
 def test_a_criu_that_hangs_and_has_lost_its_worker_is_ended_too(

@@ -77,10 +77,18 @@ def are_stale(paths: Paths, service_id: str, image_id: str) -> bool:
     return bool(present) and present.get("image") != image_id
 
 
-def are_held(paths: Paths, service_id: str, image_id: str) -> bool:
-    """Tell whether CRIU's firewall table keeps a service's connections for this image."""
+def are_awaited(paths: Paths, service_id: str, image_id: str) -> bool:
+    """Tell whether clients that were connected at the dump can be picked up by this image."""
     present = _read(paths, service_id)
     return present.get("image") == image_id and bool(present.get("run"))
+
+
+def are_held(paths: Paths, service_id: str) -> bool:
+    """Tell whether CRIU's firewall table keeps the connections of a service that is an image at present.
+
+    Who reloads the rules of a firewall takes it away, and so does a restore in its last moment.
+    """
+    return _nft("list", str(_read(paths, service_id).get("run", "")))
 
 
 def present_image(paths: Paths, service_id: str) -> str:
@@ -109,20 +117,26 @@ def service_runs(paths: Paths, service_id: str, image_id: str) -> None:
 
 def release(run: str) -> None:
     """Let go of the connections that a CRIU run holds; nothing happens if it holds none."""
+    _nft("delete", run)
+
+
+def _nft(verb: str, run: str) -> bool:
+    """Have nft list or delete the table of a CRIU run; False if there is none, or that cannot be done."""
     if not run:
-        return
+        return False
     # nft reads its arguments as one text of its language, and an image may come from a stranger.
     if not _RUN.match(run):
         log.warning("no run of CRIU's has the id %.80r, so no firewall table is looked for", run)
-        return
-    words = ["nft", "delete", "table", "inet", f"CRIU-{run[:_NAME_LENGTH]}"]
+        return False
+    words = ["nft", verb, "table", "inet", f"CRIU-{run[:_NAME_LENGTH]}"]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.SubprocessError) as error:
         log.warning("the firewall table of CRIU's run %s may be left: %s", run, error)
-        return
+        return False
     if done.returncode and "No such file" not in done.stderr:
         log.warning("the firewall table of CRIU's run %s may be left: %s", run, done.stderr.strip())
+    return done.returncode == 0
 
 
 def _path(paths: Paths, service_id: str) -> Path:

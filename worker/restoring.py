@@ -221,9 +221,10 @@ def _changes(image: Path, facts: Mapping[str, Any], restored: Sequence[str]) -> 
 
 def _what_is_left(tools: Tools, service_id: str, image_id: str) -> str:
     """Return a sentence to add, once the supervisor has ended all that had been restored."""
-    if connections.are_held(tools.paths, service_id, image_id):
-        return " No process or mount of it is left; its clients' connections are still held for the image."
-    return " No process, mount or firewall rule of it is left."
+    if not connections.are_awaited(tools.paths, service_id, image_id):
+        return " No process, mount or firewall rule of it is left."
+    held = "still" if connections.are_held(tools.paths, service_id) else "no longer"
+    return f" No process or mount of it is left; its clients' connections are {held} held for the image."
 
 
 def _judge(verdict: Future[list[str]], image: Path, facts: dict[str, Any], names: list[str]) -> None:
