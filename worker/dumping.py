@@ -6,23 +6,26 @@ service is still frozen and its connections are still held, and lets it go on if
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
 import os
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pycriu.rpc_pb2 as rpc
 
-from worker import carry, connections, criu, files, manifest
+from worker import carry, connections, criu, files, manifest, process
 from worker.durable import write_json
 from worker.errors import JobFailed
 from worker.explaining import explained
 from worker.mending import mend
+from worker.process import Process
 from worker.sums import GrowingSums
 from worker.supervision import Running
 from worker.tools import Tools
@@ -73,6 +76,7 @@ class Dump:
         self.data = data
         self.shared: list[str] = []
         self.carried = carry.Figures()
+        self.comm = ""
         self.service_id = service_id
         self.image_id = image_id
         self.partial = tools.paths.partial_image(image_id)
@@ -119,11 +123,13 @@ class Dump:
     def _end(self) -> None:
         """Note that the service is its image now, which is true whether or not there is room for the note."""
         self.tools.step("ending the dumped process")
+        with ThreadPoolExecutor(1, thread_name_prefix="note") as beside:  # the disk takes as long as its end
+            noted = beside.submit(connections.service_left, self.tools.paths, self.service_id, self.image_id)
+            self.running.wait(self.tools.timeout)
         try:
-            connections.service_left(self.tools.paths, self.service_id, self.image_id)
+            noted.result()
         except OSError as error:
             log.warning("the connections of service %s will not be picked up: %s", self.service_id, error)
-        self.running.wait(self.tools.timeout)
         self.tools.paths.state(self.service_id).unlink(missing_ok=True)
 
     def _call(self) -> rpc.criu_resp:
@@ -158,6 +164,7 @@ class Dump:
     def _on_notify(self, stage: str) -> bool:
         """Do what wants the service frozen, as CRIU holds it at its stage "post-dump"."""
         if stage == "post-dump":
+            self.comm = _comm(self.running.init)
             self._look_at_the_disk()
             if not self.leave_running and self.sealing_failed is None:
                 self._seal()
@@ -199,7 +206,7 @@ class Dump:
             "data": self.data.compared,
             "carried": self.data.carried,
             "shared_memory": self.shared,
-            "comm": _comm(self.partial),
+            "comm": self.comm,
             "pages_bytes": sum(path.stat().st_size for path in self.partial.glob("pages-*.img")),
         }
         try:
@@ -248,12 +255,9 @@ def _version(binary: str, _modified: int) -> str:
     return criu.version(binary)
 
 
-def _comm(image: Path) -> str:
-    """Return the name of the service's own process: the first that is not its init."""
-    tasks = sorted(image.glob("core-*.img"), key=lambda path: int(path.stem.rpartition("-")[2]))
-    for path in tasks[1:]:
-        for entry in criu.entries_if_any(path):
-            core = entry.get("tc")
-            if isinstance(core, dict):
-                return str(core.get("comm", ""))
+def _comm(init: Process) -> str:
+    """Return the name of the service's own process: the first that its init started; empty without one."""
+    for pid in process.children(init.pid):
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{pid}/comm").read_text(errors="replace").removesuffix("\n")
     return ""

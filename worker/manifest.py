@@ -19,6 +19,7 @@ from worker import digests
 from worker.durable import sync_folder, write_json
 from worker.errors import JobFailed
 from worker.sums import GrowingSums
+from worker.syncing import sync_files
 
 NAME = "manifest.json"
 FIGURES = "statistics.json"
@@ -80,7 +81,9 @@ def seal(partial: Path, final: Path, facts: dict[str, Any], sums: GrowingSums) -
     files = {path.name: {"size": path.stat().st_size, digests.ALGORITHM: found[path.name]} for path in paths}
     manifest = _summed({"version": VERSION, **facts, "files": files})
     os.chown(partial, 0, 0)
-    write_json(partial / NAME, manifest)
+    write_json(partial / NAME, manifest, durable=False)
+    # Nothing in it is an image before the name is, so the manifest need not come last.
+    sync_files(partial)
     partial.rename(final)
     sync_folder(final.parent)
     return manifest

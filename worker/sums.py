@@ -9,7 +9,6 @@ import ctypes
 import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -17,7 +16,6 @@ from worker import digests
 
 _CHUNK, _LEAST = 1 << 20, 64 << 10
 _PAUSE = 0.01
-_SYNCED_AT_ONCE = 8
 _SYNC_FILE_RANGE_WRITE = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -39,13 +37,9 @@ class _Growing:
         data = memoryview(bytearray(min(max(there, _LEAST), _CHUNK)))
         while count := self.file.readinto(data):
             self.sum.update(data[:count])
-            # The disk begins to write what is summed, so that the fsync at the end has little left to do.
+            # The disk begins to write what is summed, so that the sync at the end has little left to do.
             _libc.sync_file_range(self.file.fileno(), self.length, count, _SYNC_FILE_RANGE_WRITE)
             self.length += count
-
-    def sync(self) -> None:
-        """Let what is there survive a power cut."""
-        os.fsync(self.file.fileno())
 
 
 class GrowingSums:
@@ -87,19 +81,14 @@ class GrowingSums:
             self._files[path.name].catch_up()
 
     def settle(self, paths: Sequence[Path]) -> dict[str, str]:
-        """Return by name the sums of files of the folder that are complete; they survive a power cut then.
-
-        They are synced together, so that the file system's journal takes many of them in one write.
+        """Return by name the sums of files of the folder that are complete.
 
         Raises:
-            OSError: one cannot be read, or not be written to the disk.
+            OSError: one cannot be read.
         """
         self._stop()
         for path in paths:
             if path.name not in self._files:
                 self._files[path.name] = _Growing(path)
-        files = [self._files[path.name] for path in paths]
-        with ThreadPoolExecutor(_SYNCED_AT_ONCE, thread_name_prefix="sync") as threads:
-            list(threads.map(_Growing.catch_up, files))
-            list(threads.map(_Growing.sync, files))
-        return {path.name: growing.sum.hexdigest() for path, growing in zip(paths, files, strict=True)}
+            self._files[path.name].catch_up()
+        return {path.name: self._files[path.name].sum.hexdigest() for path in paths}
