@@ -29,6 +29,7 @@ RUNTIME_PACKAGES = (
     "zstd",
 )
 TEST_PACKAGES = (
+    "btrfs-progs",
     "chromium",
     "curl",
     "git",

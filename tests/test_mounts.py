@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.servers import Redis, started
+from tests.servers import Redis, program, started
 from tests.stack import Stack
 
 TMPFS = ("-t", "tmpfs", "tests")
@@ -40,13 +41,29 @@ def mount_points(stack: Stack, service: str) -> set[str]:
     return {row.split()[4] for row in rows}
 
 
-@pytest.fixture(params=["a file system", "a bind"])
+def btrfs(folder: Path) -> tuple[str, ...]:
+    """What mount(8) needs for a btrfs, whose files show another device than the table of mounts does."""
+    image = folder / "btrfs"
+    with image.open("wb") as file:
+        file.truncate(128 << 20)
+    subprocess.run([program("mkfs.btrfs"), "--quiet", str(image)], check=True)
+    options = ("-t", "btrfs", "-o", "loop", str(image))
+    with tempfile.TemporaryDirectory() as point:
+        tried = subprocess.run(["mount", *options, point], capture_output=True, text=True, check=False)
+        if tried.returncode:
+            lacks = "btrfs" if "\tbtrfs\n" not in Path("/proc/filesystems").read_text() else "loop devices"
+            pytest.skip(f"this host's kernel lacks {lacks}: {tried.stderr.strip()}")
+        subprocess.run(["umount", point], check=True)
+    return options
+
+
+@pytest.fixture(params=["a file system", "a bind", "btrfs"])
 def options(request: pytest.FixtureRequest, folder: Path) -> tuple[str, ...]:
     """What mount(8) needs for each kind of mount that a host may have."""
     if request.param == "a bind":
         (folder / "elsewhere").mkdir()
         return ("--bind", str(folder / "elsewhere"))
-    return TMPFS
+    return btrfs(folder) if request.param == "btrfs" else TMPFS
 
 
 def test_what_was_mounted_before_the_start_is_seen(

@@ -45,34 +45,56 @@ _SKIPPED_FOLDERS = (
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+class _Mount:
+    """A row of /proc/self/mountinfo (proc_pid_mountinfo(5))."""
+
+    __slots__ = ("identity", "point", "type")
+
+    def __init__(self, row: str) -> None:
+        fields, _, rest = row.partition(" - ")
+        self.identity, _, _, _, point, *_ = fields.split(" ")
+        self.point = unescaped(point)
+        self.type = rest.split(" ", 1)[0]
+
+    def is_on_top(self) -> bool:
+        """Tell whether this mount is what a look at its point meets: not hidden by another, and reachable.
+
+        The device would not tell: btrfs shows each subvolume's files with a device of its own (btrfs(5)).
+        """
+        try:
+            descriptor = os.open(self.point, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            with open(f"/proc/self/fdinfo/{descriptor}", encoding="utf-8") as file:
+                return any(line.split() == ["mnt_id:", self.identity] for line in file)
+        finally:
+            os.close(descriptor)
+
+
+def _mounts() -> list[_Mount]:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        return [_Mount(row) for row in file]
+
+
 def host_mounts(skip: Iterable[str] = ()) -> list[str]:
     """Return the mount points below / that a service started now shall see, parents before children.
 
     Args:
         skip: folders of our own whose mounts stay out, such as the image pool.
     """
-    skipped = (*_SKIPPED_FOLDERS, *skip)
-    seen: dict[str, int] = {}
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            fields, _, rest = line.partition(" - ")
-            _, _, device, _, point, *_ = fields.split(" ")
-            point = unescaped(point)
-            major, minor = device.split(":")
-            if point == "/" or rest.split(" ", 1)[0] in _SKIPPED_TYPES or _has_odd_name(point):
-                continue
-            if any(point == folder or point.startswith(folder + "/") for folder in skipped):
-                continue
-            seen[point] = os.makedev(int(major), int(minor))
-    return sorted(point for point, device in seen.items() if _is_on_top(point, device))
+    folders = (*_SKIPPED_FOLDERS, *skip)
 
+    def skipped(mount: _Mount) -> bool:
+        return (
+            mount.type in _SKIPPED_TYPES
+            or _has_odd_name(mount.point)
+            or any(mount.point == folder or mount.point.startswith(folder + "/") for folder in folders)
+        )
 
-def _is_on_top(point: str, device: int) -> bool:
-    """Tell whether the mount is what a look at `point` meets: not hidden by a later one, and reachable."""
-    try:
-        return os.stat(point).st_dev == device
-    except OSError:
-        return False
+    return sorted(
+        mount.point for mount in _mounts() if mount.point != "/" and not skipped(mount) and mount.is_on_top()
+    )
 
 
 def _has_odd_name(point: str) -> bool:
@@ -109,13 +131,9 @@ def follow_host() -> None:
 
 def is_tmpfs(point: str) -> bool:
     """Tell whether the mount point `point` is a tmpfs; a plain folder of a larger file system is not."""
-    found = False
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            fields, _, rest = line.partition(" - ")
-            if unescaped(fields.split(" ")[4]) == point:
-                found = rest.split(" ", 1)[0] in {"tmpfs", "ramfs"}
-    return found
+    return any(
+        mount.point == point and mount.type in {"tmpfs", "ramfs"} and mount.is_on_top() for mount in _mounts()
+    )
 
 
 def bind(source: str, target: str) -> None:
