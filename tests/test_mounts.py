@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers import Redis, program, started
-from tests.stack import Stack
+from tests.stack import Stack, living
 
 TMPFS = ("-t", "tmpfs", "tests")
 
@@ -137,6 +138,46 @@ def test_what_comes_and_goes_on_a_host_is_not_seen(stack: Stack, folder: Path) -
         image = stack.dump(service)
     stack.restore(image)
     assert server.state() == held
+
+
+class NodeWithMounts(Stack):
+    """A node with mounts of its own that no service can be shown as they are.
+
+    Below /proc there is a file system, as NFS servers and lxcfs put there. Elsewhere one is below, and one
+    right on, a file system that services are not shown, as it is with what autofs mounts.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.below, self.right_on = folder / "not-shown/fs", folder / "covered"
+        mounts = [
+            *("mount -t tmpfs tests /proc/fs", "mkdir /proc/fs/inner", "mount -t tmpfs tests /proc/fs/inner"),
+            *(f"mkdir {path}" for path in (self.below.parent, self.right_on)),
+            *(f"mount -t proc tests {path}" for path in (self.below.parent, self.right_on)),
+            *(f"mount -t tmpfs tests {path}" for path in (self.below, self.right_on)),
+        ]
+        script = " && ".join([*mounts, f"exec {shlex.join(self.command)}"])
+        self.command = ["unshare", "--mount", "sh", "-c", script]
+
+
+@pytest.fixture
+def node_with_mounts() -> Iterator[NodeWithMounts]:
+    with living(NodeWithMounts, "mounts") as made:
+        yield made
+
+
+def test_what_is_mounted_below_a_file_system_of_the_kernels_is_not_seen(
+    node_with_mounts: NodeWithMounts, folder: Path
+) -> None:
+    server = Redis(folder)
+    service = started(node_with_mounts, server)
+    held = server.state()
+    node_with_mounts.restore(node_with_mounts.dump(service))
+    assert server.state() == held
+    points = mount_points(node_with_mounts, service)
+    assert "/proc" in points and str(node_with_mounts.right_on) in points
+    assert not points & {"/proc/fs", "/proc/fs/inner"}
+    assert not points & {str(node_with_mounts.below), str(node_with_mounts.below.parent)}
 
 
 def test_a_service_sees_what_it_asked_for(stack: Stack, folder: Path) -> None:

@@ -48,11 +48,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class _Mount:
     """A row of /proc/self/mountinfo (proc_pid_mountinfo(5))."""
 
-    __slots__ = ("identity", "point", "type")
+    __slots__ = ("identity", "parent", "point", "type")
 
     def __init__(self, row: str) -> None:
         fields, _, rest = row.partition(" - ")
-        self.identity, _, _, _, point, *_ = fields.split(" ")
+        self.identity, self.parent, _, _, point, *_ = fields.split(" ")
         self.point = unescaped(point)
         self.type = rest.split(" ", 1)[0]
 
@@ -83,6 +83,7 @@ def host_mounts(skip: Iterable[str] = ()) -> list[str]:
     Args:
         skip: folders of our own whose mounts stay out, such as the image pool.
     """
+    mounts = {mount.identity: mount for mount in _mounts()}
     folders = (*_SKIPPED_FOLDERS, *skip)
 
     def skipped(mount: _Mount) -> bool:
@@ -92,8 +93,18 @@ def host_mounts(skip: Iterable[str] = ()) -> list[str]:
             or any(mount.point == folder or mount.point.startswith(folder + "/") for folder in folders)
         )
 
+    def has_its_folder(mount: _Mount) -> bool:
+        """Tell whether the service has the folder to bind it on: not where that is of a skipped mount."""
+        above = mounts.get(mount.parent)
+        # What lies on the very point of an autofs, say, takes its place.
+        while above and above.point == mount.point:
+            above = mounts.get(above.parent)
+        return above is None or (not skipped(above) and has_its_folder(above))
+
     return sorted(
-        mount.point for mount in _mounts() if mount.point != "/" and not skipped(mount) and mount.is_on_top()
+        mount.point
+        for mount in mounts.values()
+        if mount.point != "/" and not skipped(mount) and mount.is_on_top() and has_its_folder(mount)
     )
 
 
