@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -138,6 +138,48 @@ def test_what_comes_and_goes_on_a_host_is_not_seen(stack: Stack, folder: Path) -
         image = stack.dump(service)
     stack.restore(image)
     assert server.state() == held
+
+
+@contextmanager
+def overlay(point: Path, upper: Path) -> Iterator[Path]:
+    """Have an overlay, whose files are written into `upper`, mounted at `point` for the time of a `with`."""
+    work, lower = (upper.with_name(f"{upper.name}-{name}") for name in ("work", "lower"))
+    for each in (upper, work, lower):
+        each.mkdir(parents=True)
+    layers = f"lowerdir={lower},upperdir={upper},workdir={work}"
+    with mounted(point, "-t", "overlay", "-o", layers, "tests"):
+        yield point
+
+
+def test_an_engine_that_keeps_its_data_elsewhere_is_known_by_its_overlays(stack: Stack, folder: Path) -> None:
+    """An operator's own overlay is seen, though it looks much like one of theirs."""
+    docker, newer = folder / "docker", folder / "newer"
+    state = folder / "k3s/containerd/io.containerd.runtime.v2.task/k8s.io/1/rootfs"
+    layers = folder / "containerd/io.containerd.snapshotter.v1.overlayfs/snapshots"
+    server = Redis(folder)
+    with ExitStack() as kept:
+        theirs = [
+            kept.enter_context(overlay(docker / "overlay2/1/merged", docker / "overlay2/1/diff")),
+            kept.enter_context(overlay(newer / "rootfs/overlayfs/1", layers / "1/fs")),
+            kept.enter_context(overlay(state, layers / "2/fs")),
+            *(
+                kept.enter_context(mounted(data / "containers/1/mounts/shm", *TMPFS))
+                for data in (docker, newer)
+            ),
+        ]
+        ours = [
+            kept.enter_context(overlay(folder / "own/merged", folder / "own/upper")),
+            kept.enter_context(mounted(docker.with_name("docker-2"), *TMPFS)),
+        ]
+        service = started(stack, server)
+        held = server.state()
+        image = stack.dump(service, "--leave-running")
+        points = mount_points(stack, service)
+        assert points.isdisjoint(map(str, theirs))
+        assert points.issuperset(map(str, ours))
+        stack.dump(service)
+        stack.restore(image)
+        assert server.state() == held
 
 
 class NodeWithMounts(Stack):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWIPC = 0x08000000
@@ -35,12 +35,14 @@ _SKIPPED_TYPES = {
     "configfs", "fusectl", "rpc_pipefs", "mqueue", "cgroup", "selinuxfs", "fuse.gvfsd-fuse", "fuse.portal",
 }  # fmt: skip
 # What container engines and log-in sessions mount comes and goes; a service that saw it could not be
-# restored.
+# restored. These are the places where it is by default.
 _SKIPPED_FOLDERS = (
     "/var/lib/docker", "/var/lib/containerd", "/var/lib/containers", "/var/lib/kubelet", "/var/lib/lxc",
     "/var/lib/lxd", "/var/lib/incus", "/run/docker", "/run/containerd", "/run/containers", "/run/runc",
     "/run/netns", "/run/user", "/run/credentials",
 )  # fmt: skip
+# Or it has the name of its engine in its path.
+_ENGINES_MARKS = ("/io.containerd.", "/kubernetes.io~")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -48,13 +50,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class _Mount:
     """A row of /proc/self/mountinfo (proc_pid_mountinfo(5))."""
 
-    __slots__ = ("identity", "parent", "point", "type")
+    __slots__ = ("identity", "options", "parent", "point", "type")
 
     def __init__(self, row: str) -> None:
         fields, _, rest = row.partition(" - ")
         self.identity, self.parent, _, _, point, *_ = fields.split(" ")
         self.point = unescaped(point)
-        self.type = rest.split(" ", 1)[0]
+        self.type, _, self.options = rest.rstrip("\n").split(" ", 2)
 
     def is_on_top(self) -> bool:
         """Tell whether this mount is what a look at its point meets: not hidden by another, and reachable.
@@ -77,6 +79,27 @@ def _mounts() -> list[_Mount]:
         return [_Mount(row) for row in file]
 
 
+def _engines_folders(mounts: Iterable[_Mount]) -> Iterator[str]:
+    """Yield the folders where container engines mount, wherever they keep their data, by what is there now.
+
+    The root of a container is an overlay: DATA/DRIVER/ID/merged with its written layer in DATA/DRIVER/ID/diff
+    (Docker, Podman, CRI-O), or DATA/rootfs/DRIVER/ID with its layers in containerd's folders (Docker). Beside
+    that are containers' /dev/shm and volumes.
+    """
+    for mount in mounts:
+        if mount.type != "overlay":
+            continue
+        options = (option.partition("=") for option in mount.options.split(","))
+        upper = next((unescaped(value) for name, _, value in options if name == "upperdir"), "")
+        container, name = os.path.split(mount.point)
+        driver, identity = os.path.split(container)
+        data = os.path.dirname(driver)
+        if name == "merged" and upper.split("/")[-2:] == [identity, "diff"]:
+            yield from (driver, f"{driver}-containers", f"{data}/containers", f"{data}/volumes")
+        elif any(mark in upper for mark in _ENGINES_MARKS):
+            yield from (mount.point, f"{data}/containers", f"{data}/volumes")
+
+
 def host_mounts(skip: Iterable[str] = ()) -> list[str]:
     """Return the mount points below / that a service started now shall see, parents before children.
 
@@ -84,12 +107,13 @@ def host_mounts(skip: Iterable[str] = ()) -> list[str]:
         skip: folders of our own whose mounts stay out, such as the image pool.
     """
     mounts = {mount.identity: mount for mount in _mounts()}
-    folders = (*_SKIPPED_FOLDERS, *skip)
+    folders = {*_SKIPPED_FOLDERS, *skip, *_engines_folders(mounts.values())}
 
     def skipped(mount: _Mount) -> bool:
         return (
             mount.type in _SKIPPED_TYPES
             or _has_odd_name(mount.point)
+            or any(mark in mount.point for mark in _ENGINES_MARKS)
             or any(mount.point == folder or mount.point.startswith(folder + "/") for folder in folders)
         )
 
