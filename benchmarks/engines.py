@@ -246,11 +246,11 @@ def _remove_group(folder: Path) -> None:
 def _unpack(work: Path) -> Path:
     """Fetch the packages, make the programs use the libraries beside them, and return where they lie."""
     release = os_release(Path("/etc/os-release").read_text())
-    source = for_suite(host_sources(), release.get("VERSION_CODENAME", ""), SUITE)
-    if source is None:
+    sources = for_suite(host_sources(), release.get("VERSION_CODENAME", ""), SUITE)
+    if not sources:
         raise SetupError("/etc/apt names no Debian mirror, so the engines' packages can't be fetched.")
     work.mkdir()
-    root = fetch_packages(source, PACKAGES, work)
+    root = fetch_packages(sources, PACKAGES, work)
     for name in ("cache", "lists"):
         shutil.rmtree(work / name)
     libraries = library_folder(root)

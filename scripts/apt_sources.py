@@ -100,16 +100,22 @@ def host_sources(etc_apt: Path = Path("/etc/apt")) -> list[AptSource]:
     return found
 
 
-def for_suite(sources: list[AptSource], codename: str, suite: str) -> AptSource | None:
-    """Return the host's Debian mirror pointed at another suite, or None where the host has no such mirror.
+def for_suite(sources: list[AptSource], codename: str, suite: str) -> list[AptSource]:
+    """Return what may be the host's Debian mirror, pointed at another suite; the likeliest first.
+
+    Others' archives call a suite "stable" or by Debian's code name, and a component "main", too. Those that
+    name Debian's keyring come first, but a mirror may as well be signed by its operator.
 
     Args:
         codename: the host's own release ("bookworm"); only a source of that very suite (or its alias
             "stable"), with the component main, is Debian's archive. Its -security and -updates are not whole.
         suite: the suite to read instead, for example "forky".
     """
-    for source in sources:
-        own = source.suite in {codename, "stable", "oldstable"}
-        if own and "main" in source.components and not source.uri.startswith("cdrom:"):
-            return replace(source, suite=suite, components=("main",))
-    return None
+    found = [
+        replace(source, suite=suite, components=("main",))
+        for source in sources
+        if source.suite in {codename, "stable", "oldstable"}
+        and "main" in source.components
+        and not source.uri.startswith("cdrom:")
+    ]
+    return sorted(dict.fromkeys(found), key=lambda source: "debian-archive" not in source.signed_by)

@@ -117,8 +117,8 @@ def _candidates(prefix: Path, codename: str, refused: list[str]) -> Iterator[Pat
 
 def _fetch_criu(prefix: Path, codename: str, suite: str) -> Path:
     """Fetch the suite's CRIU and its pycriu into PREFIX/criu-VERSION and return the binary."""
-    source = for_suite(host_sources(), codename, suite)
-    if source is None:
+    sources = for_suite(host_sources(), codename, suite)
+    if not sources:
         raise SetupError(
             f"/etc/apt names no Debian mirror for {codename}/main, so its other suites can't be read."
         )
@@ -128,7 +128,7 @@ def _fetch_criu(prefix: Path, codename: str, suite: str) -> Path:
         shutil.rmtree(leftover)
     # Beside the goal, so that the last step is a rename: an interrupted set-up leaves nothing half done.
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=prefix) as folder:
-        root = fetch_packages(source, ["criu", "python3-pycriu"], Path(folder))
+        root = fetch_packages(sources, ["criu", "python3-pycriu"], Path(folder))
         tree = Path(folder) / "tree"
         lay_out(root, tree)
         version = criu_version(_runnable(tree))
@@ -220,15 +220,13 @@ def pycriu_folder(binary: Path, version: str, prefix: Path, codename: str) -> Pa
     for folder in _system_pycriu(binary):
         if _package_version("python3-pycriu") == version or folder.is_relative_to("/usr/local"):
             return folder
+    mirrors = host_sources()
     with tempfile.TemporaryDirectory(prefix="miehisto-pycriu-") as work:
         for suite in (codename, f"{codename}-backports", *SUITES):
-            source = for_suite(host_sources(), codename, suite)
-            if source is None:
-                continue
             place = Path(work) / suite
             place.mkdir()
             try:
-                root = fetch_packages(source, ["python3-pycriu"], place)
+                root = fetch_packages(for_suite(mirrors, codename, suite), ["python3-pycriu"], place)
             except SetupError:
                 continue
             if list(place.glob(f"cache/archives/python3-pycriu_*{version}-*.deb")):

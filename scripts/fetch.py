@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from scripts.apt_sources import AptSource
 from scripts.command import SetupError, run
 
 
-def fetch_packages(source: AptSource, names: Iterable[str], work: Path) -> Path:
+def fetch_packages(sources: Sequence[AptSource], names: Iterable[str], work: Path) -> Path:
     """Download packages and all that they depend on, unpack them, and return the folder they lie in now.
 
     apt checks the suite's signature as always. An empty status file makes it fetch the suite's own libc too.
 
     Args:
-        source: the host's mirror, pointed at the newer suite.
+        sources: what may be the host's mirror, pointed at the newer suite; the first that has all is taken.
         work: an empty folder for apt's lists, its cache and the result; the caller deletes it.
     Raises:
-        SetupError: the mirror can't be reached, has no such suite or package, or its signature is wrong.
+        SetupError: no mirror can be reached, has such a suite and packages, and is signed as it should be.
     """
+    wanted, refused = list(names), []
+    for source in sources:
+        try:
+            return _fetch_from(source, wanted, work)
+        except SetupError as error:
+            refused.append(str(error))
+            for left in work.iterdir():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    raise SetupError("\n".join(refused))
+
+
+def _fetch_from(source: AptSource, names: Sequence[str], work: Path) -> Path:
     lists, cache, root = work / "lists", work / "cache", work / "root"
     for folder in (lists / "partial", cache / "archives/partial", root):
         folder.mkdir(parents=True)
@@ -43,6 +56,8 @@ def fetch_packages(source: AptSource, names: Iterable[str], work: Path) -> Path:
         # The folder is root's alone, so apt's own unprivileged user could not write there.
         "-oAPT::Sandbox::User=root",
         "-oDebug::NoLocking=true",
+        # A host's own choice of a release would have to be among these sources.
+        "-oAPT::Default-Release=",
     ]
     suite = source.suite
     # Without this, apt calls a mirror that it cannot reach a warning and goes on with nothing.

@@ -55,7 +55,7 @@ def kept(name: str, make: Callable[[Path], None]) -> Path:
 def bootstrap(suite: str, root: Path) -> None:
     """Make a small Debian with this host's certificates and apt settings, so that it gets where that does."""
     install_packages(["debootstrap"])
-    source = for_suite(host_sources(), check_host(), suite)
+    source = next(iter(for_suite(host_sources(), check_host(), suite)), None)
     assert source is not None, "/etc/apt names no Debian mirror"
     run("debootstrap", "--variant=minbase", "--include=ca-certificates", suite, root, source.uri)
     shutil.copy("/etc/ssl/certs/ca-certificates.crt", root / "etc/ssl/certs/ca-certificates.crt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from scripts.apt_sources import AptSource, for_suite, host_sources
 from scripts.command import SetupError
 from scripts.criu import find_criu
 from scripts.elf import library_closure
+from scripts.fetch import fetch_packages
 from scripts.host import as_user, check_host
 from tests.isolation import FOLDER, ORIGINAL_ENVIRONMENT
 
@@ -54,10 +56,9 @@ def test_the_mirror_is_taken_from_one_line_sources_without_a_keyring(tmp_path: P
         AptSource("http://mirror.invalid/debian", "bookworm", ("main", "contrib")),
         AptSource("https://other.invalid/apt", "stable", ("nonsense",), "/usr/share/keyrings/other.gpg"),
     ]
-    forky = for_suite(sources, "bookworm", "forky")
-    assert forky is not None
+    (forky,) = for_suite(sources, "bookworm", "forky")
     assert forky.as_line(forky.signed_by) == "deb http://mirror.invalid/debian forky main"
-    assert for_suite(sources, "trixie", "forky") is None
+    assert for_suite(sources, "trixie", "forky") == []
 
 
 def test_the_mirror_is_taken_from_deb822_sources_with_an_inline_key(tmp_path: Path) -> None:
@@ -71,13 +72,67 @@ def test_the_mirror_is_taken_from_deb822_sources_with_an_inline_key(tmp_path: Pa
     assert key[0] == "-----BEGIN PGP PUBLIC KEY BLOCK-----"
     assert key[1] == ""
     assert key[-1] == "-----END PGP PUBLIC KEY BLOCK-----"
-    sid = for_suite(sources, "trixie", "sid")
-    assert sid is not None
+    (sid,) = for_suite(sources, "trixie", "sid")
     assert sid.as_line("/key.asc") == "deb [signed-by=/key.asc] http://mirror.invalid/debian sid main"
 
 
 def test_this_hosts_own_sources_name_a_mirror() -> None:
-    assert for_suite(host_sources(), check_host(), "forky") is not None
+    assert for_suite(host_sources(), check_host(), "forky")
+
+
+def _archive(folder: Path, suite: str, package: str) -> str:
+    """Make an archive with one package of no content, and return its address for apt."""
+    tree = folder / "tree/DEBIAN"
+    tree.mkdir(parents=True)
+    control = f"Package: {package}\nVersion: 1\nArchitecture: all\nMaintainer: nobody\nDescription: a test\n"
+    (tree / "control").write_text(control)
+    subprocess.run(["dpkg-deb", "--build", tree.parent, folder / "package.deb"], check=True)
+    content = (folder / "package.deb").read_bytes()
+    index = folder / f"dists/{suite}/main/binary-all/Packages"
+    index.parent.mkdir(parents=True)
+    digest = hashlib.sha256(content).hexdigest()
+    index.write_text(f"{control}Filename: package.deb\nSize: {len(content)}\nSHA256: {digest}\n")
+    listed = (
+        f" {hashlib.sha256(index.read_bytes()).hexdigest()} {index.stat().st_size} main/binary-all/Packages"
+    )
+    (folder / f"dists/{suite}/Release").write_text(
+        f"Suite: {suite}\nArchitectures: all\nComponents: main\nSHA256:\n{listed}\n"
+    )
+    return f"copy:{folder}"
+
+
+def test_the_archive_of_somebody_else_is_not_taken_for_debians(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Browsers and tools come from archives that call their suite like Debian, and their component main."""
+    archives = (
+        ("browser", "stable", "stable"),
+        ("criu", "bookworm", "forky"),
+        ("a-tool", "bookworm", "forky"),
+    )
+    parts = tmp_path / "sources.list.d"
+    parts.mkdir()
+    for package, suite, has in archives:
+        uri = _archive(tmp_path / package, has, package)
+        (parts / f"{package}.list").write_text(f"deb [trusted=yes] {uri} {suite} main\n")
+    (tmp_path / "apt.conf").write_text('APT::Default-Release "bookworm";\n')
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))  # a host's own choice does no harm either
+    work = tmp_path / "work"
+    work.mkdir()
+
+    sources = for_suite(host_sources(tmp_path), "bookworm", "forky")
+    assert [Path(source.uri).name for source in sources] == ["a-tool", "browser", "criu"]
+    fetch_packages(sources, ["criu"], work)
+    assert [path.name for path in (work / "cache/archives").glob("*.deb")] == ["criu_1_all.deb"]
+
+
+def test_the_archive_with_debians_keyring_is_tried_first(tmp_path: Path) -> None:
+    (tmp_path / "sources.list").write_text(
+        "deb [signed-by=/usr/share/keyrings/browser.gpg] https://browser.invalid stable main\n"
+        "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://mirror.invalid bookworm main\n"
+    )
+    found = for_suite(host_sources(tmp_path), "bookworm", "forky")
+    assert [source.uri for source in found] == ["http://mirror.invalid", "https://browser.invalid"]
 
 
 def test_the_library_closure_is_what_the_loader_loads() -> None:
