@@ -7,15 +7,19 @@ import platform
 import pwd
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scripts.command import SetupError, run, succeeds
+from scripts.command import SetupError, run, say, succeeds
 
 RELEASES = {"12": "bookworm", "13": "trixie"}
 MACHINES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
 OLDEST_PYTHON = (3, 11)
+LOCK_TIMEOUT = 300.0
+"""Seconds to wait for a program that holds apt's lock, as unattended-upgrades does for minutes."""
+_LOCKED = "Could not get lock"
 
 RUNTIME_PACKAGES = (
     "age",
@@ -108,26 +112,56 @@ def install_packages(names: Iterable[str]) -> list[str]:
     """Install those of the packages that are missing and return their names; no daemon is started or enabled.
 
     Raises:
-        SetupError: the registry can't be reached, or apt refuses.
+        SetupError: the registry can't be reached, apt refuses, or another program does not let go of it.
     """
     missing = missing_packages(names)
     _take_policy_back()  # of a set-up that was killed: until then no package could start its daemon
     if missing:
         listed = " ".join(missing)
-        run(
-            ["apt-get", "update", "-q"],
+        _apt_get(
+            "update",
+            "-q",
             otherwise="apt cannot reach the package registry: check /etc/apt and the network.",
         )
         with _no_daemon_starts():
-            run(
-                ["apt-get", "install", "-q", "-y", "--no-install-recommends", *missing],
-                env={"DEBIAN_FRONTEND": "noninteractive"},
+            _apt_get(
+                "install",
+                "-q",
+                "-y",
+                "--no-install-recommends",
+                *missing,
                 otherwise=f"apt cannot install {listed}: check that the mirror can be reached "
                 f"(`apt-get update`), then run `apt-get install {listed}`.",
             )
         for daemon in (daemon for name in missing for daemon in _DAEMONS.get(name, ())):
             _keep_from_boot(daemon)
     return missing
+
+
+def _apt_get(*words: str, otherwise: str) -> None:
+    """Run apt-get as `run` does, and wait while another program has apt in its hands.
+
+    apt's own DPkg::Lock::Timeout does not hold for the lock of its lists.
+    """
+    deadline, waits = time.monotonic() + LOCK_TIMEOUT, False
+    while True:
+        try:
+            run(["apt-get", *words], env={"DEBIAN_FRONTEND": "noninteractive"}, otherwise=otherwise)
+        except SetupError as error:
+            locked = next((line.strip() for line in str(error).splitlines() if _LOCKED in line), "")
+            if not locked:
+                raise
+            if time.monotonic() > deadline:
+                raise SetupError(
+                    f"Another program has used apt for {LOCK_TIMEOUT:.0f} s: wait until it has ended, then "
+                    f"run the set-up again.\n    {locked}"
+                ) from None
+            if not waits:
+                say(f"  waiting     for another program to leave apt alone: {locked}")
+            waits = True
+            time.sleep(1)
+        else:
+            return
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -181,6 +182,55 @@ def test_a_criu_that_passes_the_probe_is_used_and_not_replaced(
     assert asked == [(named, tmp_path / "named/python"), (on_path, tmp_path / "on_path/python")]
     assert (prefix / "bin/criu").readlink() == on_path
     assert f"{named} (1.0): it cannot dump a socket" in capsys.readouterr().out
+
+
+@pytest.fixture
+def apt_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An apt of the test's own, which knows no archive; its locks are nobody else's."""
+    root = tmp_path / "root"
+    for folder in ("etc/apt", "var/lib/apt/lists/partial", "var/cache/apt/archives/partial", "var/lib/dpkg"):
+        (root / folder).mkdir(parents=True)
+    (root / "var/lib/dpkg/status").touch()
+    (tmp_path / "apt.conf").write_text(
+        f'Dir "{root}/"; Dir::State::status "{root}/var/lib/dpkg/status"; APT::Sandbox::User "root";\n'
+    )
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+    monkeypatch.setattr(host, "_POLICY", tmp_path / "policy-rc.d")
+    return root
+
+
+LOCKS = ("var/lib/apt/lists/lock", "var/lib/dpkg/lock-frontend")
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_set_up_waits_while_another_program_uses_apt(
+    apt_root: Path, monkeypatch: pytest.MonkeyPatch, lock: str
+) -> None:
+    """As unattended-upgrades does on a machine that has just booted."""
+    heard = []
+    with (apt_root / lock).open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+
+        def let_go(line: str) -> None:
+            heard.append(line)
+            fcntl.lockf(file, fcntl.LOCK_UN)
+
+        monkeypatch.setattr(host, "say", let_go)
+        with pytest.raises(SetupError, match="apt cannot install no-such-package"):
+            host.install_packages(["no-such-package"])
+    assert len(heard) == 1
+    assert f"{lock}. It is held by process {os.getpid()}" in heard[0]
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_set_up_says_who_does_not_let_go_of_apt(
+    apt_root: Path, monkeypatch: pytest.MonkeyPatch, lock: str
+) -> None:
+    monkeypatch.setattr(host, "LOCK_TIMEOUT", 0)
+    with (apt_root / lock).open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        with pytest.raises(SetupError, match=rf"Another program .*\n.*held by process {os.getpid()} "):
+            host.install_packages(["no-such-package"])
 
 
 @pytest.fixture
