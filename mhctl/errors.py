@@ -68,6 +68,18 @@ class UsageError(MhctlError):
         super().__init__(message, remedy=remedy, code="usage")
 
 
+class CannotWrite(MhctlError):
+    """The standard output takes no more; what was asked for may be done all the same."""
+
+    def __init__(self, reason: OSError) -> None:
+        super().__init__(
+            f"The output cannot be written: {reason.strerror}.",
+            remedy="Make room there, or let it go elsewhere; `mhctl job list` shows what was done.",
+            code="output_not_written",
+            shown=True,  # it could not be
+        )
+
+
 class Unreachable(MhctlError):
     """The daemon could not be reached; nothing was sent, or no answer came."""
 

@@ -8,7 +8,7 @@ import sys
 from mhctl import __version__
 from mhctl.commandline import parse
 from mhctl.errors import DONE, INTERRUPTED, JOB_FAILED, MhctlError
-from mhctl.text import complain, put, put_json
+from mhctl.text import complain, flush, put, put_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,24 +68,21 @@ def main(words: list[str] | None = None) -> int:
     code = DONE
     try:
         run(words)
+        flush()
     except MhctlError as error:
         complain(error)
         code = error.exit_code
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:
-        return _reader_left()
+        code = JOB_FAILED
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        return _reader_left()
+    except OSError:
+        # The interpreter flushes stdout once more at exit: give it something that takes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = code or JOB_FAILED
     return code
-
-
-def _reader_left() -> int:
-    # The interpreter flushes stdout once more at exit: give it something that takes it.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return JOB_FAILED
 
 
 def command() -> NoReturn:

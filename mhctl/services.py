@@ -222,7 +222,7 @@ def logs(parsed: Parsed) -> None:
     """`mhctl service logs`: the service's own bytes; on a terminal, which they could steer, made visible."""
     import sys
 
-    from mhctl.text import Harmless
+    from mhctl.text import Harmless, put_bytes
 
     harmless = Harmless() if sys.stdout.isatty() else None
     follow = parsed.options["follow"]
@@ -234,8 +234,7 @@ def logs(parsed: Parsed) -> None:
     )
     try:
         for piece in response.pieces():
-            sys.stdout.buffer.write(harmless.shown(piece) if harmless else piece)
-            sys.stdout.buffer.flush()
+            put_bytes(harmless.shown(piece) if harmless else piece)
     finally:
         response.close()
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 
+from mhctl.errors import CannotWrite
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from mhctl.errors import MhctlError
@@ -111,15 +114,39 @@ def fields(pairs: list[tuple[str, str]]) -> str:
 
 
 def put(text: str) -> None:
-    """Writes to stdout."""
-    sys.stdout.write(text)
+    """Writes to stdout.
+
+    Raises:
+        CannotWrite: it takes no more.
+    """
+    _or_complain(lambda: sys.stdout.write(text))
+
+
+def put_bytes(piece: bytes) -> None:
+    """Writes bytes to stdout at once; raises what `put` does."""
+    _or_complain(lambda: sys.stdout.buffer.write(piece))
+    flush()
+
+
+def flush() -> None:
+    """Writes what stdout still holds back; raises what `put` does."""
+    _or_complain(sys.stdout.flush)
+
+
+def _or_complain(write: Callable[[], object]) -> None:
+    try:
+        write()
+    except BrokenPipeError:  # a reader that has had enough is no failure to tell of
+        raise
+    except OSError as reason:
+        raise CannotWrite(reason) from None
 
 
 def put_json(thing: Any) -> None:
-    """Writes one JSON value to stdout."""
+    """Writes one JSON value to stdout; raises what `put` does."""
     import json
 
-    sys.stdout.write(json.dumps(thing, indent=2) + "\n")
+    put(json.dumps(thing, indent=2) + "\n")
 
 
 def complain(error: MhctlError) -> None:

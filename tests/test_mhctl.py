@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -60,12 +60,15 @@ class Daemon:
     answer: Callable[[Handler], None] = lambda handler: handler.say(404, {})
     requests: list[tuple[str, str, Any, str]] = field(default_factory=list)
 
-    def mhctl(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    def mhctl(
+        self, *words: str, stdout: int | IO[str] = subprocess.PIPE, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "mhctl.main", *words],
             env=self.environment(env),
             cwd=ROOT,
-            capture_output=True,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
             text=True,
             timeout=30,
             check=False,
@@ -274,6 +277,31 @@ def test_logs_are_passed_on_byte_by_byte_as_they_come(daemon: Daemon) -> None:
         seen.set()
         assert process.stdout.read() == b"two\n"
     assert daemon.requests[0][1] == "/api/v1/services/web/logs?lines=5&follow=1"
+
+
+@pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["logs", "web"]])
+@pytest.mark.parametrize("services", [1, 200])
+def test_an_output_that_takes_no_more_is_told_in_a_sentence(
+    daemon: Daemon, words: list[str], services: int
+) -> None:
+    """Whether all of it waits for the end, or some has to be written before."""
+    daemon.answer = lambda handler: handler.say(200, [SERVICE] * services)
+    with Path("/dev/full").open("w") as full:
+        done = daemon.mhctl("service", *words, stdout=full)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "mhctl: The output cannot be written: No space left on device.",
+        "  remedy: Make room there, or let it go elsewhere; `mhctl job list` shows what was done.",
+    ]
+
+
+def test_a_reader_that_has_had_enough_is_no_failure_to_tell_of(daemon: Daemon) -> None:
+    daemon.answer = lambda handler: handler.say(200, [SERVICE] * 200)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone:
+        done = daemon.mhctl("service", "list", stdout=gone)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_check_prints_each_line_and_fails_when_something_is_missing(daemon: Daemon) -> None:
