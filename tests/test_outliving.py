@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,31 @@ from tests.stack import Stack, eventually, living
 from worker import process
 
 
+class ForegroundNode(Stack):
+    """A node as in a terminal: a Ctrl-C there reaches all that has not made a session of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        # What runs these tests in the background ignores SIGINT, and its children inherit that.
+        self.command = ["env", "--default-signal=INT", "setsid", *self.command]
+
+    def press_ctrl_c(self) -> float:
+        """End miehistod and return the seconds that it took."""
+        assert self.daemon is not None
+        began = time.monotonic()
+        os.killpg(self.daemon.pid, signal.SIGINT)
+        assert self.daemon.wait(30) == 0, self.said()
+        return time.monotonic() - began
+
+
 @pytest.fixture(scope="module")
-def second_node() -> Iterator[Stack]:
+def second_node() -> Iterator[ForegroundNode]:
     """A node of its own beside the run's, so that it can be stopped and killed."""
-    with living(Stack, "second-node") as made:
+    with living(ForegroundNode, "second-node") as made:
         yield made
 
 
-def test_services_outlive_miehistod_and_its_worker(second_node: Stack, folder: Path) -> None:
+def test_services_outlive_miehistod_and_its_worker(second_node: ForegroundNode, folder: Path) -> None:
     node = second_node
     server = Redis(folder)
     service = started(node, server)
@@ -35,7 +54,7 @@ def test_services_outlive_miehistod_and_its_worker(second_node: Stack, folder: P
         assert client.ask("SELECT 5") == "+OK"
 
         # miehistod ends, and nothing happens to its services; what they do meanwhile is found out afterwards.
-        node.stop()
+        assert node.press_ctrl_c() < 20, "10 s are promised, the rest is for a busy machine"
         assert client.ask("SET told nobody") == "+OK"
         os.kill(ends, signal.SIGKILL)
         node.start()
@@ -53,6 +72,35 @@ def test_services_outlive_miehistod_and_its_worker(second_node: Stack, folder: P
         node.restore(node.dump(service))
         assert client.ask("GET told", lines=2) == "nobody"
         assert node.show("service", service)["pid"] != running["pid"]
+
+
+def test_services_outlive_a_miehistod_that_gives_up(second_node: Stack, folder: Path) -> None:
+    """A part that dies again and again ends it: with exit code 1, and a last line that says which and how."""
+    node = second_node
+    assert node.daemon is not None
+    daemon, killed = node.daemon, set[int]()
+    server = Redis(folder)
+    service = started(node, server)
+    running, held = node.show("service", service), server.state()
+
+    def gives_up() -> bool:
+        found = node.parts().get("scheduler")
+        if found and found not in killed:
+            os.kill(found, signal.SIGKILL)
+            killed.add(found)
+        return daemon.poll() is not None
+
+    assert eventually(gives_up, 120)
+    assert daemon.returncode == 1
+    assert re.fullmatch(
+        r"miehistod: stopped everything: scheduler died \d+ times within 60 s, "
+        r"the last time it was killed by SIGKILL, its last words: .+",
+        node.said().splitlines()[-1],
+    )
+    assert server.state() == held
+    node.start()
+    found = node.show("service", service)
+    assert (found["status"], found["pid"]) == ("running", running["pid"])
 
 
 def kill_supervisor(node: Stack, service: str) -> dict[str, Any]:
