@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import resource
 import signal
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ import pytest
 
 from tests.servers import Redis, connected, program, started
 from tests.stack import Stack, eventually, living
-from worker import process
+from tests.test_dry_run import Node
+from worker import orphans, process, spares
+from worker.errors import JobFailed
 
 
 class ForegroundNode(Stack):
@@ -179,6 +183,38 @@ def test_a_service_that_ends_with_its_supervisor_is_not_forgotten(second_node: S
     ended = eventually(lambda: (shown := node.show("service", service))["status"] == "exited" and shown)
     assert ended["status_reason"].startswith("It ended, and its supervisor with it")
     node.mhctl("service", "start", service)
+
+
+def test_a_supervisor_that_is_killed_while_it_starts_a_service_leaves_none_behind(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed when it has made the service's init but not yet written of it: nobody could find it again."""
+    orphans.adopt()
+    node = Node(folder)
+    *python, code = spares.PROGRAM
+    dies = "Supervisor.write_state = lambda *_, **__: os.kill(os.getpid(), 9)"
+    code = code.replace("main()", f"import os; from worker.runmh.main import Supervisor; {dies}; main()")
+    monkeypatch.setattr(spares, "PROGRAM", [*python, code])
+    length = f"3600.{os.getpid()}"
+    with pytest.raises(JobFailed) as failure:
+        node.engine.start(uuid.uuid4().hex, {"argv": ["/bin/sleep", length]})
+    assert failure.value.code == "supervisor_died"
+    try:
+        assert running_with(length) == []
+    finally:
+        for pid in running_with(length):
+            os.kill(pid, signal.SIGKILL)
+        orphans.reap()
+
+
+def running_with(word: str) -> list[int]:
+    """Return the PIDs of the processes that have a word in their command lines."""
+    found = []
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if word.encode() in line.read_bytes().split(b"\0"):
+                found.append(int(line.parent.name))
+    return found
 
 
 def test_the_end_of_an_init_is_told_from_that_of_its_service(second_node: Stack) -> None:

@@ -126,6 +126,7 @@ def become_service(
     tini: str,
     log: int,
     complaint: int,
+    go: int,
 ) -> NoReturn:
     """Turn the calling process, PID 1 of a new PID namespace, into the service under tini.
 
@@ -137,6 +138,7 @@ def become_service(
         tini: path of the init program.
         log: write end of the supervisor's pipe.
         complaint: a close-on-exec pipe; what fails before exec is written to it as JSON.
+        go: a pipe that holds a byte once it is on record what runs here.
     """
     try:
         cgroups.join(groups)
@@ -156,6 +158,8 @@ def become_service(
         privileges.settle()
         _enter_folder(spec.get("cwd") or "/")
         check_command(spec["argv"][0], variables["PATH"])
+        if not os.read(go, 1):  # the supervisor was killed: nobody would know of the service
+            os._exit(127)
         os.execve(tini, ["tini", "--", *spec["argv"]], variables)
     except Refused as refusal:
         report = refusal.report

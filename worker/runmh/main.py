@@ -141,15 +141,21 @@ class Supervisor:
         if refusal := self._make_groups(limits):
             return refusal
         hear, complaint = os.pipe2(os.O_CLOEXEC)
+        awaited, go = os.pipe2(os.O_CLOEXEC)
         namespaces.unshare(namespaces.CLONE_NEWPID)
         self.init = os.fork()
         if self.init == 0:
+            os.close(go)
             self._forget_signals()
-            root = f"{paths.state_dir}/root"
-            become_service(spec, self.state["groups"], mounts, root, paths.tini, self.pipe_write, complaint)
+            root, groups = f"{paths.state_dir}/root", self.state["groups"]
+            become_service(spec, groups, mounts, root, paths.tini, self.pipe_write, complaint, awaited)
         os.close(complaint)
-        # From here on it is known what runs, should this process be killed.
+        os.close(awaited)
+        # Nothing of the service runs before it is known what does, should this process be killed.
         self.write_state("starting", init=Process.of(self.init))
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and says why
+            os.write(go, b"\n")
+        os.close(go)
         with os.fdopen(hear, "rb") as file:
             report = file.read()
         if report:
