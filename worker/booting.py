@@ -26,7 +26,7 @@ from worker.runmh.launch import Account, Refused
 
 log = logging.getLogger(__name__)
 
-_DAMAGED = {"image_damaged", "image_missing", "manifest_too_new"}
+_DAMAGED = {"image_damaged", "image_misplaced", "image_missing", "image_of_another", "manifest_too_new"}
 """Failures of a restore after which an older image is tried; after any other it would fail as well."""
 _LOST_AT_MOST = 3
 """Restores of one image whose workers may die."""

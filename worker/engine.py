@@ -252,6 +252,7 @@ class Engine:
             self._refuse_running(service_id)
             with _offering_a_cold_start():
                 facts = manifest.read(self.paths.image(image_id))
+                _require_same(service_id, image_id, facts)
             policy = self._permitting(image_id, facts)
             with _offering_a_cold_start(), self._admitted(policy, service_id):
                 preflight.check_mounts(facts)
@@ -396,6 +397,16 @@ class Engine:
                 f"The service runs already, as PID {running.shown_pid}.",
                 "Dump or stop it first.",
             )
+
+
+def _require_same(service_id: str, image_id: str, facts: dict[str, Any]) -> None:
+    """What a row says of whose memory an image holds is not believed."""
+    if facts["service"] != service_id:
+        raise JobFailed(
+            "image_of_another",
+            f"The image {image_id} holds the memory of another service, {facts['service']}.",
+            "Restore an image of this service (mhctl image list).",
+        )
 
 
 @contextmanager

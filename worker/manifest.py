@@ -114,7 +114,7 @@ def read(image: Path) -> dict[str, Any]:
     """Return the manifest of the image in the folder `image`.
 
     Raises:
-        JobFailed: there is no such image, or its manifest is damaged.
+        JobFailed: there is no such image, its manifest is damaged, or it is another image's.
     """
     try:
         text = (image / NAME).read_bytes()
@@ -128,7 +128,15 @@ def read(image: Path) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise damaged(image, [f"{NAME}: {error}"]) from None
-    return parse(image, text)
+    manifest = parse(image, text)
+    if manifest["image"] != image.name:
+        raise JobFailed(
+            "image_misplaced",
+            f"The folder of the image {image.name} holds another image, {manifest['image']}.",
+            "Give each image's folder its own name again (`image` in its manifest.json); until then restore"
+            " another image of this service.",
+        )
+    return manifest
 
 
 def parse(image: Path, text: bytes) -> dict[str, Any]:

@@ -228,12 +228,17 @@ def is_sealed(paths: Paths, image_id: str) -> bool:
 
 
 def record_image(paths: Paths, image_id: str, node: Node) -> bool:
-    """Write the row of an image from its manifest; False if there is no sound manifest."""
-    path = paths.image(image_id)
+    """Write the row of an image from its manifest; False if there is no sound manifest of it."""
     try:
-        facts = manifest.read(path)
+        _record_image(paths, image_id, node)
     except JobFailed:
         return False
+    return True
+
+
+def _record_image(paths: Paths, image_id: str, node: Node) -> None:
+    path = paths.image(image_id)
+    facts = manifest.read(path)
     images.record(
         image_id=image_id,
         service_id=facts["service"],
@@ -250,7 +255,6 @@ def record_image(paths: Paths, image_id: str, node: Node) -> bool:
         statistics=manifest.figures(path),
         manifest={name: facts.get(name) for name in _SHOWN},
     )
-    return True
 
 
 def _images(paths: Paths, node: Node) -> tuple[set[str], set[str]]:
@@ -262,12 +266,26 @@ def _images(paths: Paths, node: Node) -> tuple[set[str], set[str]]:
 def _record_missing_images(paths: Paths, node: Node) -> list[str]:
     """Make the rows of images that have none; returns a line an image."""
     on_disk, known = _images(paths, node)
-    return [
-        f"image {image_id}: made its row from its manifest"
-        if record_image(paths, image_id, node)
-        else f"image {image_id}: its manifest is damaged, no row was made"
-        for image_id in sorted(on_disk - known)
-    ]
+    changes = []
+    for image_id in sorted(on_disk - known):
+        try:
+            _record_image(paths, image_id, node)
+            changes.append(f"image {image_id}: made its row from its manifest")
+        except JobFailed as failure:
+            changes.append(f"image {image_id}: no row was made. {failure.message}")
+    return changes
+
+
+def _unsound_images(paths: Paths, node: Node) -> list[str]:
+    """Return a line for each image with a row whose manifest is damaged, or another image's."""
+    on_disk, known = _images(paths, node)
+    wrong = []
+    for image_id in sorted(on_disk & known):
+        try:
+            manifest.read(paths.image(image_id))
+        except JobFailed as failure:
+            wrong.append(f"image {image_id}: {failure.message}")
+    return wrong
 
 
 def rescan(paths: Paths, node: Node) -> list[str]:
@@ -292,6 +310,7 @@ def rescan(paths: Paths, node: Node) -> list[str]:
             if found is not None:
                 operations.observe(service_id, state=found.state, **found.extras())
             changes.append(f"service {service_id}: made its row from its spec")
+    changes += _unsound_images(paths, node)
     changes += _record_missing_images(paths, node)
     for service_id in sorted(present):
         images.point(service_id, connections.present_image(paths, service_id))

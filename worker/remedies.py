@@ -75,6 +75,8 @@ ACTIONS: Mapping[str, tuple[Action, ...]] = {
     # --- the image
     **dict.fromkeys(("image_damaged", "restore_crashed"), (_VERIFY, _ANEW)),
     **dict.fromkeys(("image_version", "cpu_mismatch", "program_changed", "link_remap_used"), (_ANEW,)),
+    "image_misplaced": (_AGAIN, _ANEW),
+    "image_of_another": (_IMAGES, _ANEW),
     "image_missing": (_ANEW,),
     # --- the node
     **dict.fromkeys(

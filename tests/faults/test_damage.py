@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from tests.faults.campaign import Broken, Campaign
 from tests.faults.kept import Kept
 from tests.faults.lab import Lab
 from tests.stack import CHECKOUT
+from worker import manifest
 
 MANIFEST = "manifest.json"
 BESIDE = "statistics.json"
@@ -53,11 +55,11 @@ def swap(path: Path, chances: random.Random) -> None:
 
 def edit(path: Path, chances: random.Random) -> None:
     """Change one value of a manifest, as somebody with an editor would."""
-    manifest = json.loads(path.read_bytes())
-    name = chances.choice(sorted(manifest))
-    value = manifest[name]
-    manifest[name] = value + 1 if isinstance(value, int | float) else [] if value else "other"
-    path.write_text(json.dumps(manifest))
+    said = json.loads(path.read_bytes())
+    name = chances.choice(sorted(said))
+    value = said[name]
+    said[name] = value + 1 if isinstance(value, int | float) else [] if value else "other"
+    path.write_text(json.dumps(said))
 
 
 KINDS: dict[str, Callable[[Path, random.Random], None]] = {
@@ -103,18 +105,64 @@ def test_a_damaged_image_is_named_and_not_restored(lab: Lab, campaign: Campaign,
         service.delete()
 
 
+def test_an_image_in_the_place_of_another_is_not_restored(lab: Lab, campaign: Campaign) -> None:
+    what = (
+        "The folders of two images are exchanged by hand, or a manifest is given another service and its sum"
+        " made anew. A restore is refused, and once all is in its place again it succeeds"
+    )
+    with campaign.fault("images exchanged", what) as fault:
+        services = [Kept(lab), Kept(lab)]
+        before = promise.host(lab)
+        for service in services:
+            service.bring_to("dumped")
+        one, other = (lab.state / "images" / service.row()["image"] for service in services)
+        with fault.round("folders exchanged"):
+            _exchange(one, other)
+            for service in services:
+                _refused_as(service, {"verify", "restore"}, {"image_misplaced"})
+            if f"holds another image, {one.name}" not in rescan(lab):
+                raise Broken("rescan does not say that an image lies in another's place")
+            _exchange(one, other)
+        with fault.round("a manifest of another service"):
+            sealed = (one / MANIFEST).read_bytes()
+            said = {**json.loads(sealed), "service": services[1].id}
+            (one / MANIFEST).write_text(json.dumps(manifest._summed(said)))
+            _refused_as(services[0], {"restore"}, {"image_of_another"})
+            (one / MANIFEST).write_bytes(sealed)
+        for service in services:
+            service.do("POST", f"images/{service.row()['image']}/verify")
+            service.resume(service.row()["image"])
+        promise.holds(lab, services, before=before)
+        for service in services:
+            service.delete()
+
+
+def _exchange(one: Path, other: Path) -> None:
+    aside = one.with_name(".aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
 def _refused(service: Kept, name: str) -> None:
+    for error in _refused_as(service, {"verify", "restore"}, {"image_damaged", "manifest_too_new"}):
+        if error["code"] == "image_damaged" and not any(name in line for line in error["lines"]):
+            raise Broken(f"{name} is not named: {error['lines']}")
+
+
+def _refused_as(service: Kept, verbs: set[str], codes: set[str]) -> list[dict[str, Any]]:
+    """Ask for what must fail with one of these codes, and return the errors."""
     image = service.row()["image"]
-    for verb in ("verify", "restore"):
+    errors = []
+    for verb in sorted(verbs):
         asked = service.ask("POST", f"images/{image}/{verb}?wait=60")
         job = service.node.api("GET", f"jobs/{asked['object_id']}?wait=60").body
-        code = (job["error"] or {}).get("code")
-        if code not in {"image_damaged", "manifest_too_new"}:
+        errors.append(job["error"] or {})
+        if errors[-1].get("code") not in codes:
             raise Broken(f"{verb} ended as {job['status']}: {job['error']}")
-        if code == "image_damaged" and not any(name in line for line in job["error"]["lines"]):
-            raise Broken(f"{verb} does not name {name}: {job['error']['lines']}")
     if service.row()["status"] != "dumped" or promise.processes_of(service) != ([], []):
         raise Broken("the service is no longer just dumped")
+    return errors
 
 
 def rescan(lab: Lab) -> str:
