@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from images import operations as images
@@ -19,9 +20,10 @@ from services import operations
 from services.models import Job, Node, Service
 from services.states import TRANSIENT, JobKind, JobState, ServiceState, has_process
 from worker import connections, criu, locks, manifest, mending, putback, supervision
+from worker import spec as specs
 from worker.engine import Ended, describe
 from worker.errors import JobFailed
-from worker.paths import Paths
+from worker.paths import IS_ID, Paths
 from worker.process import Process
 
 _SHOWN = ("version", "mounts", "machine", "spec", "origin", "carried")
@@ -259,8 +261,13 @@ def _record_image(paths: Paths, image_id: str, node: Node) -> None:
 
 def _images(paths: Paths, node: Node) -> tuple[set[str], set[str]]:
     """Return the ids of the images on the disk, and of those that have a row."""
-    on_disk = {path.parent.name for path in paths.images.glob(f"[0-9a-f]*/{manifest.NAME}")}
+    on_disk = _ids(paths.images.glob(f"*/{manifest.NAME}"))
     return on_disk, set(Image.objects.filter(node=node).values_list("pk", flat=True))
+
+
+def _ids(files: Iterable[Path]) -> set[str]:
+    """Return the names of the files' folders, but for those that are no ids."""
+    return {path.parent.name for path in files if IS_ID.match(path.parent.name)}
 
 
 def _record_missing_images(paths: Paths, node: Node) -> list[str]:
@@ -288,28 +295,44 @@ def _unsound_images(paths: Paths, node: Node) -> list[str]:
     return wrong
 
 
+def _record_service(paths: Paths, service_id: str, node: Node, state: ServiceState) -> str:
+    """Make the row of a service that has none; returns the line that says so, or why that cannot be done."""
+    try:
+        spec = json.loads(paths.spec(service_id).read_bytes())
+        if not isinstance(spec, dict):
+            raise ValueError("it is not an object")
+        made = operations.adopt(
+            service_id,
+            node=node,
+            spec=specs.checked(spec),
+            state=state,
+            restore_on_boot=paths.wanted_back(service_id).exists(),
+        )
+    except (OSError, ValueError, RecursionError, JobFailed) as error:
+        return f"service {service_id}: no row was made, its spec.json is damaged. {error}"
+    images.adopt_images(made)
+    found = truth(paths, service_id)
+    if found is not None:
+        operations.observe(service_id, state=found.state, **found.extras())
+    return f"service {service_id}: made its row from its spec"
+
+
 def rescan(paths: Paths, node: Node) -> list[str]:
     """Make rows of what lies on the disk without one, and drop rows of images that are not there.
+
+    What is damaged is said and left as it is; it keeps nothing else from being mended.
 
     Returns:
         A line a change.
     """
     changes = []
     on_disk, known = _images(paths, node)
-    present = {path.parent.name for path in (paths.state_dir / "services").glob("*/spec.json")}
+    present = _ids((paths.state_dir / "services").glob("*/spec.json"))
     for service_id in sorted(present):
         if not Service.objects.filter(pk=service_id).exists():
-            spec = json.loads(paths.spec(service_id).read_bytes())
             dumped = connections.present_image(paths, service_id) in on_disk
             state = ServiceState.DUMPED if dumped else ServiceState.EXITED
-            wanted = paths.wanted_back(service_id).exists()
-            images.adopt_images(
-                operations.adopt(service_id, node=node, spec=spec, state=state, restore_on_boot=wanted)
-            )
-            found = truth(paths, service_id)
-            if found is not None:
-                operations.observe(service_id, state=found.state, **found.extras())
-            changes.append(f"service {service_id}: made its row from its spec")
+            changes.append(_record_service(paths, service_id, node, state))
     changes += _unsound_images(paths, node)
     changes += _record_missing_images(paths, node)
     for service_id in sorted(present):

@@ -210,10 +210,15 @@ def test_rescan_mends_rows_without_disk_and_disk_without_rows(
             dumped.forget_images(but=dumped.row()["image"])
             image = str(dumped.row()["image"])
             folder = lab.state / "images" / image
-        with fault.round("an image and a service without rows"):
+        with fault.round("an image and a service without rows, after one with a damaged spec"):
             _forget(lab, dumped.id, image)
+            spec = lab.state / "services" / ("0" * 32) / "spec.json"
+            spec.parent.mkdir()
+            spec.write_text('{"argv": ["sle')
             said = rescan(lab)
-            if f"service {dumped.id}: made" not in said or f"image {image}: made" not in said:
+            shutil.rmtree(spec.parent)
+            expected = (f"service {'0' * 32}: no row", f"service {dumped.id}: made", f"image {image}: made")
+            if not all(line in said for line in expected):
                 raise Broken(f"rescan says {said!r}")
         with fault.round("nothing amiss"):
             if "rows and disk agree" not in rescan(lab):
