@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.conf import settings
 
 from images import operations as images
 from images.models import Image
@@ -16,8 +19,8 @@ from services import operations
 from services.models import Job
 from services.states import JobKind
 from tests.rows import made_service, recorded_image, running_service
-from tests.stack import eventually
-from worker import handlers, locks, process, reconcile, supervision, tasks
+from tests.stack import CHECKOUT, eventually
+from worker import handlers, locks, orphans, process, reconcile, supervision, tasks
 from worker.durable import write_json
 from worker.errors import JobFailed
 
@@ -102,6 +105,53 @@ def test_a_deletion_that_was_killed_is_brought_to_its_end_once_the_image_is_none
     job.refresh_from_db()
     assert job.status == "lost"
     assert (left.exists(), Image.objects.exists()) == (not renamed, not renamed)
+
+
+# What a worker does that is killed when it has sealed the image, before CRIU has heard of it.
+DUMPS_AND_DIES = """
+import os, signal, sys
+from pathlib import Path
+from worker import manifest
+from worker.engine import Engine
+from worker.paths import Paths
+from worker.tools import Tools
+seal = manifest.seal
+def seal_and_die(*words):
+    seal(*words)
+    os.kill(os.getpid(), signal.SIGKILL)
+manifest.seal = seal_and_die
+service, image, criu, *folders = sys.argv[1:]
+Engine(Tools(Paths(*map(Path, folders)), criu, "")).dump(service, image)
+"""
+
+
+def test_an_image_that_was_sealed_for_a_service_that_runs_on_is_not_kept() -> None:
+    """It says that the service has ended, and would be believed when its files are compared."""
+    orphans.adopt()
+    service = running_service()
+    paths, engine = tasks.paths(), tasks.engine(lambda _step: None)
+    running = engine.start(service.pk, {"argv": ["/bin/sleep", "3600"]})
+    try:
+        asked = operations.request_dump(service, actor="root", source="manage")
+        job = operations.claim(asked.pk, worker=DEAD)
+        assert job
+        words = [service.pk, job.image_id, settings.MIEHISTO_CRIU, *map(str, paths)]
+        died = subprocess.run([sys.executable, "-c", DUMPS_AND_DIES, *words], cwd=CHECKOUT, check=False)
+        assert died.returncode == -signal.SIGKILL
+        assert reconcile.is_sealed(paths, job.image_id)
+
+        assert eventually(lambda: reconcile.settle_lost_jobs(paths, service.node.name)) == 1
+        job.refresh_from_db()
+        service.refresh_from_db()
+        assert (job.status, service.status) == ("lost", "running")
+        assert "runs on, and no image of it was kept" in job.error_message
+        assert running.init.alive()
+        assert not paths.image(job.image_id).exists()
+        assert not Image.objects.exists()
+    finally:
+        engine.stop(service.pk, 0)
+        engine.delete_service(service.pk)
+        orphans.reap()
 
 
 def taken(kind: JobKind, options: dict[str, Any] | None = None) -> Job:

@@ -33,9 +33,6 @@ from worker.trees import TreeRefused
 
 log = logging.getLogger(__name__)
 
-_LAST_BREATH = 1.0
-"""Seconds after which a service that has not ended will not end because of a signal of CRIU's."""
-
 _BY_ITS_OWN_DEATH = 1.0
 """Seconds within which a service has ended into which CRIU had put a trap when it was killed."""
 
@@ -104,8 +101,8 @@ class Dump:
                 raise self._failure()
         except BaseException as error:
             # Once the image is sealed and the service gone, the image is all there is of it, whatever went
-            # wrong afterwards; a service that CRIU has just killed still seems to live for a moment.
-            if self.sealed is None or not self.running.init.wait(_LAST_BREATH):
+            # wrong afterwards.
+            if self.sealed is None or not self.running.has_been_killed():
                 # Before the image goes, which may take a while: the service's clients wait.
                 mend(self.running.init, criu.run_id(self.work / "dump.log"))
                 manifest.remove(self.partial)

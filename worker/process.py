@@ -13,6 +13,11 @@ import signal
 from collections.abc import Iterator
 from typing import NamedTuple
 
+# Fields of proc_pid_stat(5), counted from the third on; a flag of the kernel's (include/linux/sched.h).
+_FLAGS, _START = 9 - 3, 22 - 3
+_PF_EXITING = 4
+_SIGKILL = 1 << signal.SIGKILL - 1
+
 
 class Process(NamedTuple):
     """One process, past or present."""
@@ -26,11 +31,18 @@ class Process(NamedTuple):
         fields = _stat(pid)
         if fields is None or fields[0] in "ZX":
             return None
-        return cls(pid, int(fields[19]))
+        return cls(pid, int(fields[_START]))
 
     def alive(self) -> bool:
         """Tell whether this very process still runs."""
         return Process.of(self.pid) == self
+
+    def is_ending(self) -> bool:
+        """Tell whether this process was killed or ends, which a lot of memory draws out, or is gone."""
+        fields = _stat(self.pid)
+        if fields is None or int(fields[_START]) != self.start or int(fields[_FLAGS]) & _PF_EXITING:
+            return True
+        return any(int(status(self.pid).get(name, "0"), 16) & _SIGKILL for name in ("SigPnd", "ShdPnd"))
 
     def open(self) -> int | None:
         """Return a pidfd of this very process, or None if it is gone (pidfd_open(2))."""

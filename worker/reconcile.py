@@ -146,7 +146,17 @@ def _left_alone(paths: Paths, job: Job) -> Iterator[bool]:
         return
     # CRIU goes on to its end without the worker, and holds the lock as long as it works.
     with locks.held(paths.job_lock(job.service_ref)) as lock:
-        yield lock is not None and not supervision.is_at_work(paths, job.service_ref)
+        yield (
+            lock is not None
+            and not supervision.is_at_work(paths, job.service_ref)
+            and not (job.kind == JobKind.DUMP and _is_ending(paths, job.service_ref))
+        )
+
+
+def _is_ending(paths: Paths, service_id: str) -> bool:
+    """Tell whether a service that seems to run was killed, as a dump does in the end."""
+    running = supervision.running(paths, service_id)
+    return running is not None and running.init.is_ending()
 
 
 def end_services_without_trace(paths: Paths, node: str) -> None:
@@ -167,9 +177,7 @@ def end_services_without_trace(paths: Paths, node: str) -> None:
 
 
 def _settle(paths: Paths, job: Job) -> None:
-    image = record_image(paths, job.image_id, job.node) if job.kind == JobKind.DUMP else False
-    if job.kind == JobKind.DUMP and not image:
-        manifest.remove(paths.partial_image(job.image_id))
+    image = job.kind == JobKind.DUMP and _settle_dump(paths, job)
     stuck = ""
     if job.kind == JobKind.RESTORE:
         try:
@@ -186,10 +194,29 @@ def _settle(paths: Paths, job: Job) -> None:
     outcome = "What is true now was read from the node."
     if image:
         outcome = "The image had been sealed and is good."
+    elif job.kind == JobKind.DUMP and found and found.state is ServiceState.RUNNING:
+        outcome = "The service runs on, and no image of it was kept."
     elif job.kind == JobKind.IMPORT_IMAGE:
         outcome = "An image that was whole is in the pool; of another, what was written is not written again."
     message = f"The worker died {said}. {outcome}{stuck}"
     operations.lose(job, message, found.state if found else None, **(found.extras() if found else {}))
+
+
+def _settle_dump(paths: Paths, job: Job) -> bool:
+    """Let a service go on whose dump was broken off, record its image, and tell whether there is one."""
+    running = supervision.running(paths, job.service_ref)
+    final = not job.options.get("leave_running") and is_sealed(paths, job.image_id)
+    if running is not None and not (final and running.has_been_killed()):
+        # Before anything of the image goes, which may take a while: the service's clients wait.
+        mending.mend(running.init, criu.run_id(paths.runtime(job.service_ref) / "criu" / "dump.log"))
+        if final:
+            # CRIU heard no answer when that was sealed, and let the service go on. It was made for one that
+            # has ended: what this one writes from now on need not show in the times of its files.
+            manifest.remove(paths.image(job.image_id))
+    if record_image(paths, job.image_id, job.node):
+        return True
+    manifest.remove(paths.partial_image(job.image_id))
+    return False
 
 
 def _truth_after_loss(paths: Paths, job: Job, *, dumped: bool) -> Truth | None:
@@ -201,13 +228,8 @@ def _truth_after_loss(paths: Paths, job: Job, *, dumped: bool) -> Truth | None:
     service_id = job.service_ref
     found = truth(paths, service_id)
     if found and found.state is ServiceState.RUNNING:
-        match job.kind:
-            case JobKind.DUMP:
-                running = supervision.running(paths, service_id)
-                if running is not None:
-                    mending.mend(running.init, criu.run_id(paths.runtime(service_id) / "criu" / "dump.log"))
-            case JobKind.RESTORE | JobKind.START | JobKind.RESTART:
-                connections.service_runs(paths, service_id, job.image_id)
+        if job.kind in {JobKind.RESTORE, JobKind.START, JobKind.RESTART}:
+            connections.service_runs(paths, service_id, job.image_id)
         return found
     if job.kind == JobKind.DUMP and dumped and not job.options.get("leave_running"):
         connections.service_left(paths, service_id, job.image_id)

@@ -23,6 +23,9 @@ from worker.process import Process, children, holders
 
 log = logging.getLogger(__name__)
 
+_LAST_BREATH = 1.0
+"""Seconds after which a service that does not end will not because of a signal of CRIU's."""
+
 
 class Running(NamedTuple):
     """A service that runs.
@@ -49,6 +52,10 @@ class Running(NamedTuple):
         """Wait until the service has ended and its supervisor has said how; False if that takes longer."""
         deadline = time.monotonic() + seconds
         return self.runmh.wait(seconds) and self.init.wait(max(0.0, deadline - time.monotonic()))
+
+    def has_been_killed(self) -> bool:
+        """Tell whether it has ended or is about to: one that CRIU has just killed still seems to live."""
+        return self.init.wait(_LAST_BREATH) or self.init.is_ending()
 
     @property
     def shown_pid(self) -> int:
