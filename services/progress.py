@@ -238,6 +238,9 @@ def observe(
         "exit_code": exit_code,
         "exit_signal": exit_signal,
     }
+    # Of one that does not run, the job that ended it may know more.
+    if state is ServiceState.RUNNING and reason:
+        seen["status_reason"] = reason
     current = Service.objects.filter(pk=service_id).values(*seen).first()
     # The agent asks often and mostly nothing is new: no write lock is taken for that.
     if current is None or current == seen:
@@ -348,14 +351,15 @@ def _write_service(
     """
     if not may_move(service.state, state):
         raise ValueError(f"service {service.pk} can't go from {service.status} to {state}")
-    pid, supervisor_pid = seen.get("pid"), seen.get("supervisor_pid")
+    pid = seen.get("pid")
     exit_code, exit_signal = seen.get("exit_code"), seen.get("exit_signal")
     now = timezone.now()
     if state is ServiceState.RUNNING and pid is not None and pid != service.pid:
         service.started_at = now
     if has_process(state):
         service.pid = pid if pid is not None else service.pid
-        service.supervisor_pid = supervisor_pid if supervisor_pid is not None else service.supervisor_pid
+        # Whoever has looked and seen none knows that it was killed.
+        service.supervisor_pid = seen.get("supervisor_pid", service.supervisor_pid)
         if state is ServiceState.RUNNING:
             service.exit_code = service.exit_signal = None
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import resource
@@ -19,6 +20,7 @@ from tests.servers import Redis, connected, program, started
 from tests.stack import Stack, eventually, living
 from tests.test_dry_run import Node
 from worker import orphans, process, spares
+from worker.durable import write_json
 from worker.errors import JobFailed
 
 
@@ -168,6 +170,43 @@ def test_nothing_is_lost_of_what_a_service_says_while_its_supervisor_is_dead(
     assert ended["exit_code"] == 7
     lines = node.mhctl("service", "logs", "-n", str(2 * count), service).out.splitlines()
     assert lines == [str(n) for n in range(count)]
+
+
+def test_a_service_that_no_supervisor_can_take_over_yet_says_so(second_node: Stack) -> None:
+    """It runs on and is not given up: its page names what is in the way until that is mended."""
+    node = second_node
+    service = node.create("sleep", "3600")
+    before = node.show("service", service)
+    errors = node.folder / f"run/services/{service}/runmh.err"
+    errors.unlink()
+    errors.mkdir()  # where a new supervisor would say what is wrong
+    os.kill(before["ppid"], signal.SIGKILL)
+
+    def shown(words: str) -> dict[str, Any]:
+        now = node.show("service", service)
+        return now if words in now["status_reason"] else {}
+
+    alone = eventually(lambda: shown("none can take over yet"))
+    assert str(errors) in alone["status_reason"]
+    assert (alone["status"], alone["pid"], alone["ppid"]) == ("running", before["pid"], None)
+    # Others are looked after as ever.
+    kill_supervisor(node, node.create("sleep", "3600"))
+
+    errors.rmdir()
+    taken = eventually(lambda: shown("another one has taken over"))
+    assert (taken["status"], taken["pid"]) == ("running", before["pid"])
+
+
+def test_a_service_whose_output_is_lost_has_a_supervisor_all_the_same(second_node: Stack) -> None:
+    """Where the pipe is not to be found that it prints to, it is still known when and how it ends."""
+    node = second_node
+    service = node.create("sleep", "3600")
+    path = node.folder / f"run/services/{service}/state.json"
+    write_json(path, {**json.loads(path.read_bytes()), "pipe": 1})
+    taken = kill_supervisor(node, service)
+    os.kill(taken["pid"], signal.SIGKILL)
+    ended = eventually(lambda: (shown := node.show("service", service))["status"] == "exited" and shown)
+    assert ended["exit_signal"] == signal.SIGKILL
 
 
 def test_a_service_that_ends_with_its_supervisor_is_not_forgotten(second_node: Stack) -> None:

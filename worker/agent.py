@@ -14,7 +14,7 @@ import select
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery import bootsteps, current_app
 from celery.platforms import EX_FAILURE
@@ -42,6 +42,22 @@ HEARTBEAT_EVERY = 5.0
 SWEEP_EVERY = 2.0
 TIDY_EVERY = 600.0
 TAKE_OVER_WITHIN = 5.0
+TAKE_OVERS_AT_ONCE = 3
+TAKE_OVER_AGAIN_EVERY = 10.0
+
+
+class _Untaken(NamedTuple):
+    """A service that runs without a supervisor, for none could take over.
+
+    Attributes:
+        tries: how often that has failed.
+        again: when it is tried again, by the monotonic clock.
+        why: what was in the way at last.
+    """
+
+    tries: int
+    again: float
+    why: JobFailed
 
 
 class Agent:
@@ -61,6 +77,7 @@ class Agent:
         self._seen: dict[str, tuple[int, int]] = {}
         self._watched: dict[str, int] = {}
         self._outputs: dict[str, int] = {}
+        self._untaken: dict[str, _Untaken] = {}
         self._resender = Resender(node)
         self._boot = Boot(paths, node)
         self._patience = patience
@@ -151,9 +168,10 @@ class Agent:
             with contextlib.suppress(FileNotFoundError):
                 found = os.stat(f"{entry.path}/state.json")
                 present[entry.name] = (found.st_ino, found.st_mtime_ns)
-        for gone in (self._seen.keys() | self._outputs.keys()) - present.keys():
+        for gone in (self._seen.keys() | self._outputs.keys() | self._untaken.keys()) - present.keys():
             self._forget(gone)
             self._hold(gone, None)
+            self._untaken.pop(gone, None)
         new = {name: stamp for name, stamp in present.items() if self._seen.get(name) != stamp}
         return [(name, stamp, self._keep(name)) for name, stamp in new.items()]
 
@@ -173,6 +191,9 @@ class Agent:
         found = reconcile.truth(self._paths, service_id)
         if found is None:
             return True
+        untaken = self._untaken.get(service_id)
+        if untaken is not None and untaken.tries >= TAKE_OVERS_AT_ONCE:
+            found = found._replace(reason=reconcile.unwatched(untaken.why))
         if operations.observe(service_id, state=found.state, **found.extras(), as_of=changed_at):
             return True
         # A job that works on the service has the word; what it leaves is looked at once more after it.
@@ -188,17 +209,33 @@ class Agent:
         self._forget(service_id)
         running = supervision.running(self._paths, service_id)
         self._hold(service_id, running)
+        descriptor = running.runmh.open() if running is not None else None
+        if running is None or descriptor is not None:
+            self._untaken.pop(service_id, None)
         if running is None:
             return True
-        descriptor = running.runmh.open()
         if descriptor is not None:
             self._watched[service_id] = descriptor
             self._poll.register(descriptor, select.POLLIN)
             return True
-        output = self._outputs.get(service_id)
-        if output is None or not supervision.take_over(self._paths, service_id, output, TAKE_OVER_WITHIN):
+        return self._take_over(service_id) and self._keep(service_id)
+
+    def _take_over(self, service_id: str) -> bool:
+        """Give a service another supervisor; False if it has none yet. After a few failures it may wait."""
+        before = self._untaken.get(service_id)
+        if before is not None and time.monotonic() < before.again:
             return False
-        return self._keep(service_id)
+        output = self._outputs.get(service_id)
+        try:
+            return supervision.take_over(self._paths, service_id, output, TAKE_OVER_WITHIN)
+        except JobFailed as failure:
+            tries = before.tries + 1 if before is not None else 1
+            pause = TAKE_OVER_AGAIN_EVERY if tries >= TAKE_OVERS_AT_ONCE else 0.0
+            self._untaken[service_id] = _Untaken(tries, time.monotonic() + pause, failure)
+            log.warning(
+                "service %s is not taken over: %s", service_id, failure.message, extra={"service": service_id}
+            )
+            return False
 
     def _hold(self, service_id: str, running: Running | None) -> None:
         """Hold a read end of a running service's output, so that it outlives its supervisor's death."""

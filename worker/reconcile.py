@@ -64,6 +64,15 @@ def truth(paths: Paths, service_id: str) -> Truth | None:
     return _last_word(paths, service_id)
 
 
+def unwatched(failure: JobFailed) -> str:
+    """Return the reason of a service that runs without a supervisor, for none could take over."""
+    return (
+        f"Its supervisor was killed, and none can take over yet. {failure.message} It runs on, and will be"
+        " taken over once that is mended. Until then its output waits in its pipe, and it does when that is"
+        " full; if it ends, that will be seen, but not how."
+    )
+
+
 def _last_word(paths: Paths, service_id: str) -> Truth | None:
     state = supervision.read_state(paths, service_id)
     if state.get("phase") == "running":

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from worker import locks, spares
 from worker.durable import write_json
-from worker.errors import JobFailed
+from worker.errors import JobFailed, describe
 from worker.paths import Paths
 from worker.process import Process, children, holders
 
@@ -192,12 +192,16 @@ def output_of(found: Running) -> int | None:
     return descriptor
 
 
-def take_over(paths: Paths, service_id: str, output: int, timeout: float) -> bool:
-    """Give a service whose supervisor was killed another one; False if that cannot be done now.
+def take_over(paths: Paths, service_id: str, output: int | None, timeout: float) -> bool:
+    """Give a service whose supervisor was killed another one; False if it is not the time for that.
 
     Args:
-        output: a read end of the service's pipe, as `output_of` returns it.
+        output: a read end of the service's pipe, as `output_of` returns it; None if there is none any more:
+            what it prints is lost then, and only its end is watched.
         timeout: seconds that the new supervisor may take.
+
+    Raises:
+        JobFailed: that cannot be done.
     """
     with locks.held(paths.job_lock(service_id)) as lock:
         # A job on the service goes first: it may end it, or give it another supervisor.
@@ -207,12 +211,14 @@ def take_over(paths: Paths, service_id: str, output: int, timeout: float) -> boo
         if found is None or found.runmh.alive():
             return False
         try:
-            _adopt(paths, service_id, output, timeout)
-        except JobFailed as failure:
-            log.warning(
-                "service %s is not taken over: %s", service_id, failure.message, extra={"service": service_id}
-            )
-            return False
+            if output is None:
+                _adopt_silent(paths, service_id, timeout)
+            else:
+                _adopt(paths, service_id, output, timeout)
+        except OSError as error:
+            raise JobFailed(
+                "supervisor_died", f"No supervisor can be started: {describe(error)}.", "Mend what is named."
+            ) from None
     told = {"service": service_id}
     log.warning("service %s is taken over: its supervisor had been killed", service_id, extra=told)
     return True
@@ -245,6 +251,15 @@ def take_over_restored(paths: Paths, service_id: str, init: Process, timeout: fl
 
 def _adopt(paths: Paths, service_id: str, output: int, timeout: float) -> Running:
     return begin(paths, "adopt", service_id, descriptors={"pipe-fd": output}).running(timeout)
+
+
+def _adopt_silent(paths: Paths, service_id: str, timeout: float) -> None:
+    ended, other = os.pipe2(os.O_CLOEXEC)
+    os.close(other)
+    try:
+        _adopt(paths, service_id, ended, timeout)
+    finally:
+        os.close(ended)
 
 
 def give_up(paths: Paths, service_id: str) -> None:
