@@ -224,26 +224,54 @@ def test_a_service_that_ends_with_its_supervisor_is_not_forgotten(second_node: S
     node.mhctl("service", "start", service)
 
 
-def test_a_supervisor_that_is_killed_while_it_starts_a_service_leaves_none_behind(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed when it has made the service's init but not yet written of it: nobody could find it again."""
-    orphans.adopt()
-    node = Node(folder)
+def let_supervisors_die(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    """Let every supervisor that is started from now on be killed when it comes to a method of its own."""
     *python, code = spares.PROGRAM
-    dies = "Supervisor.write_state = lambda *_, **__: os.kill(os.getpid(), 9)"
+    dies = f"Supervisor.{moment} = lambda *_, **__: os.kill(os.getpid(), 9)"
     code = code.replace("main()", f"import os; from worker.runmh.main import Supervisor; {dies}; main()")
     monkeypatch.setattr(spares, "PROGRAM", [*python, code])
+
+
+@pytest.fixture
+def sleeps() -> Iterator[str]:
+    """So many seconds that no other test sleeps; no process of them is left."""
+    orphans.adopt()
     length = f"3600.{os.getpid()}"
+    yield length
+    for pid in running_with(length):
+        os.kill(pid, signal.SIGKILL)
+    orphans.reap()
+
+
+def test_a_supervisor_that_is_killed_while_it_starts_a_service_leaves_none_behind(
+    folder: Path, sleeps: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed when it has made the service's init but not yet written of it: nobody could find it again."""
+    node = Node(folder)
+    let_supervisors_die(monkeypatch, "write_state")
     with pytest.raises(JobFailed) as failure:
-        node.engine.start(uuid.uuid4().hex, {"argv": ["/bin/sleep", length]})
+        node.engine.start(uuid.uuid4().hex, {"argv": ["/bin/sleep", sleeps]})
     assert failure.value.code == "supervisor_died"
-    try:
-        assert running_with(length) == []
-    finally:
-        for pid in running_with(length):
-            os.kill(pid, signal.SIGKILL)
-        orphans.reap()
+    assert running_with(sleeps) == []
+
+
+def test_a_restore_whose_supervisors_are_killed_at_the_last_leaves_the_image_alone(
+    folder: Path, sleeps: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CRIU is done, but nobody could be made to watch the service: it is ended, and what is left is said."""
+    node = Node(folder)
+    service, image = uuid.uuid4().hex, uuid.uuid4().hex
+    node.engine.start(service, {"argv": ["/bin/sleep", sleeps]})
+    node.engine.dump(service, image)
+    with monkeypatch.context() as deadly:
+        let_supervisors_die(deadly, "find_main")
+        with pytest.raises(JobFailed) as failure:
+            node.engine.restore(service, image)
+    assert running_with(sleeps) == []
+    assert failure.value.code == "supervisor_died"
+    assert failure.value.message.endswith("No process, mount or firewall rule of it is left.")
+    node.engine.restore(service, image)
+    node.engine.stop(service, 0)
 
 
 def running_with(word: str) -> list[int]:

@@ -135,16 +135,26 @@ def _restore(
         raise
     call.close()
     try:
+        return _watched(tools, service_id, supervisor, restored)
+    except BaseException as error:
+        # What nobody watches must not run, nor write any more when its data is brought back.
+        ended = restored is None or not restored.signal(signal.SIGKILL) or restored.wait(tools.timeout)
+        if isinstance(error, JobFailed):
+            alive = " What was restored was killed, but has not ended yet (ps shows it in state D)."
+            error.message += _what_is_left(tools, service_id, image_id) if ended else alive
+        raise
+
+
+def _watched(
+    tools: Tools, service_id: str, supervisor: supervision.Supervisor, restored: Process | None
+) -> Running:
+    """Return the service as its supervisor says that it runs, or another, if that was killed at the last."""
+    try:
         return supervisor.running(tools.timeout)
     except JobFailed:
         if restored is None:
             raise
-        # The supervisor was killed in the last moment: what runs now, nobody watches or would find again.
-        try:
-            return supervision.take_over_restored(tools.paths, service_id, restored, tools.timeout)
-        except BaseException:
-            restored.signal(signal.SIGKILL)
-            raise
+        return supervision.take_over_restored(tools.paths, service_id, restored, tools.timeout)
 
 
 def _converse(
