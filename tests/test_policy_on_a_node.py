@@ -64,6 +64,34 @@ def test_a_row_that_the_site_let_through_is_refused_by_the_worker(stack: Stack, 
     assert not trace.exists()
 
 
+def test_a_script_that_is_allowed_is_not_given_anothers_code(stack: Stack, folder: Path) -> None:
+    """Bash runs the file that BASH_ENV names, and of two programs the one whose folder PATH names first."""
+    script, trace, evil = folder / "scripts/start.sh", folder / "trace", folder / "evil"
+    for made in (script.parent, evil):
+        made.mkdir()
+    script.write_text("#!/bin/bash\nsleep 3600\n")
+    (evil / "sleep").write_text(f"#!/bin/sh\n: >{trace}\nexec /usr/bin/sleep 3600\n")
+    for file in (script, evil / "sleep"):
+        file.chmod(0o755)
+    attacks = ({"BASH_ENV": str(evil / "sleep")}, {"PATH": f"{evil}:/usr/bin:/bin"})
+    service = stack.create(str(script))
+    stack.mhctl("service", "stop", service)
+
+    for variables in attacks:
+        with written_by_hand(stack, service, "env", json.dumps(variables)):
+            stack.mhctl("service", "start", service)
+            eventually(trace.exists)  # so it is an attack
+            stack.mhctl("service", "stop", service)
+            trace.unlink()
+            with rules(f'programs = ["{script.parent}"]'):
+                answer = stack.mhctl("service", "start", service, check=False)
+            assert "(rule 'environment' in " in answer.err
+        assert error_of_last_job(stack)["code"] == "policy_refused"
+    with rules(f'programs = ["{script.parent}"]'):
+        stack.mhctl("service", "start", service)
+    assert not trace.exists()
+
+
 def test_a_row_that_is_no_spec_is_refused(stack: Stack) -> None:
     service = stack.create(*SLEEP)
     stack.mhctl("service", "stop", service)

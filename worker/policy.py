@@ -23,9 +23,9 @@ from worker.runmh.privileges import OF_ROOT, name_of
 DEFAULT = Path("/etc/miehisto/policy.toml")
 _SIZE = re.compile(r"(\d{1,12})([KMGT]?)\Z")
 _LARGE = 1 << 20  # bytes; a policy is a page of text
-# What the dynamic linker and the C library take code or files from (ld.so(8)): with one of these a program
-# that is allowed runs another's code.
-_LOADS_CODE = re.compile(r"LD_|GCONV_PATH\Z|GETCONF_DIR\Z|HOSTALIASES\Z|LOCPATH\Z|NLSPATH\Z|MALLOC_TRACE\Z")
+# What a service may set where root names programs and no variables. Every linker, shell and interpreter has
+# variables of its own that load code (LD_PRELOAD, BASH_ENV, PATH, HOME): nobody can list them all.
+_HARMLESS = ("LANG", "LC_*", "TZ")
 # A bind over one of these would give a program that is allowed another's code.
 _SYSTEM = ("/bin", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/sbin", "/usr", "/opt/miehisto")
 
@@ -40,6 +40,7 @@ class Policy:
         users: names or numbers of those that services may run as.
         groups: names or numbers of groups that services may be given besides their user's own.
         programs: files, or folders of files, that services may run.
+        environment: names of variables that services may set; a * at the end stands for anything.
         directories: where services may work, and what may be bound into them.
         capabilities: what services may keep beyond the default.
         new_privileges: whether a service may be let gain privileges by running a program (setuid).
@@ -53,6 +54,7 @@ class Policy:
     users: tuple[str, ...] | None = None
     groups: tuple[str, ...] | None = None
     programs: tuple[str, ...] | None = None
+    environment: tuple[str, ...] | None = None
     directories: tuple[str, ...] | None = None
     capabilities: tuple[str, ...] | None = None
     new_privileges: bool = True
@@ -78,6 +80,7 @@ class Policy:
             JobFailed: a rule forbids it, which is named.
         """
         self._check_account(spec)
+        self._check_environment(spec.get("env") or {})
         self._check_directories(spec)
         self._check_privileges(spec.get("privileges") or {})
         limits = self._limits(spec.get("limits") or {})
@@ -186,15 +189,20 @@ class Policy:
                 "groups", f"would run in the group {places.group_name(account.gid)}, not its user's own"
             )
 
+    def _check_environment(self, variables: Iterable[str]) -> None:
+        if self.environment is None:
+            return
+        for name in variables:
+            if not any(_is_meant(name, entry) for entry in self.environment):
+                allowed = ", ".join(self.environment) or "no variable"
+                self._refuse("environment", f"sets the variable {name!r} and may set {allowed}")
+
     def _command(self, spec: dict[str, Any]) -> list[str]:
         """Return the arguments, the first being a path, which nobody but root can make lead elsewhere."""
         argv: list[str] = list(spec["argv"])
         if self.programs is None:
             return argv
         variables: Mapping[str, str] = spec.get("env") or {}
-        for name in variables:
-            if _LOADS_CODE.match(name):
-                self._refuse("programs", f"sets {name}, by which a program is given another's code")
         allowed = tuple(os.path.realpath(entry) for entry in self.programs)
         for _, target, _ in binds_of(spec):
             # Links of the host would lead the bind elsewhere than it says.
@@ -263,6 +271,10 @@ def is_crossed(place: str, others: Sequence[str]) -> bool:
     )
 
 
+def _is_meant(name: str, entry: str) -> bool:
+    return name.startswith(entry[:-1]) if entry.endswith("*") else name == entry
+
+
 def _find(word: str, path: str, cwd: str) -> str | None:
     """Return the absolute path of what execvp(3) would run; None if there is nothing."""
     tried = [word] if "/" in word else [f"{folder or '.'}/{word}" for folder in path.split(":")]
@@ -320,6 +332,8 @@ def read(path: Path) -> Policy:
             rules[name] = _READERS[name](value)
         except ValueError as error:
             _unreadable(path, f"the rule {name!r} {error}")
+    if "programs" in rules:
+        rules.setdefault("environment", _HARMLESS)
     return Policy(file=str(path), **rules)
 
 
@@ -355,6 +369,13 @@ def _names(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _variables(value: object) -> tuple[str, ...]:
+    found = _names(value)
+    if any("=" in item or "*" in item[:-1] for item in found):
+        raise ValueError("must be a list of names of variables, with a * at the end if at all")
+    return found
+
+
 def _paths(value: object) -> tuple[str, ...]:
     found = _names(value)
     if not all(item.startswith("/") for item in found):
@@ -371,6 +392,7 @@ _READERS: dict[str, Callable[[object], object]] = {
     "users": _names,
     "groups": _names,
     "programs": _paths,
+    "environment": _variables,
     "directories": _paths,
     "capabilities": _capabilities,
     "new_privileges": _flag,
