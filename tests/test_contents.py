@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,9 +17,10 @@ import pytest
 
 from images.comparing import compare
 from tests.servers import PROGRAMS, ManyParts, Redis, connected, started
-from tests.stack import CHECKOUT, Stack, eventually
+from tests.stack import Stack, eventually
+from worker import alone
 from worker.image_files import Unreadable
-from worker.inspecting import apart, contents, environment
+from worker.inspecting import apart, contents, environment, heard
 from worker.users import name_users
 
 PARTS = ("memory_file", "shared_memory", "zombie", "unix_pair", "udp", "deleted", "fifo", "terminal", "locks")
@@ -211,12 +213,15 @@ def test_a_bad_image_is_unreadable_and_does_no_harm(stack: Stack, folder: Path) 
     with (stack.state / "images" / newer / "pstree.img").open("r+b") as file:
         file.truncate(9)
     with pytest.raises(Unreadable, match=r"pstree\.img"):
-        apart(stack.state / "images" / newer)
+        apart(stack.folder / "state/images" / newer)
 
 
 ATTACK = """
-import json, os, sys
+import json, os, signal, socket, sys
 from worker import inspecting
+
+folder, port, bystander = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+status = open("/proc/self/status")  # where it may still be opened; what it says is of the moment of the look
 
 def tried(what):
     try:
@@ -226,34 +231,62 @@ def tried(what):
     return "done"
 
 def attack(image):
-    status = dict(line.rstrip().split(":\\t") for line in open("/proc/self/status") if ":\\t" in line)
+    now = dict(line.rstrip().split(":\\t") for line in status if ":\\t" in line)
     return {
         "ids": [*os.getresuid(), *os.getresgid()],
-        "status": {name: status[name] for name in ("CapEff", "CapPrm", "CapBnd", "NoNewPrivs")},
-        "read": tried(lambda: open("/etc/shadow")),
-        "image": tried(lambda: open(sys.argv[1] + "/core-1.img")),
-        "write": tried(lambda: open("/root/attack", "w")),
+        "status": {name: now[name] for name in ("CapEff", "CapPrm", "CapBnd", "NoNewPrivs")},
+        "environment": sorted(os.environ),
+        "read": tried(lambda: open("/etc/passwd")),
+        "read from here": tried(lambda: open("../../etc/passwd")),
+        "processes of others": tried(lambda: os.listdir("/proc")),
+        "image": tried(lambda: open(folder + "/core-1.img")),
+        "write": tried(lambda: open("/tmp/attack", "w")),
+        "connect": tried(lambda: socket.socket().connect(("127.0.0.1", port))),
+        "abstract socket": tried(lambda: socket.socket(socket.AF_UNIX).connect(f"\\0bystander-{port}")),
+        "signal": tried(lambda: os.kill(bystander, signal.SIGKILL)),
         "fork": tried(os.fork),
         "processes": len(inspecting.entries(image, "pstree.img")),
     }
 
 inspecting.contents = attack
-inspecting._main(["contents", sys.argv[1]])
+inspecting._main(["contents", folder])
 """
 
 
-def test_whoever_takes_over_the_reader_of_an_image_has_nothing(stack: Stack) -> None:
+def test_whoever_takes_over_the_reader_of_an_image_has_nothing(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the worker's secrets, nor a file, nor the network, nor a process that has the same user."""
     image = stack.dump(stack.create("sleep", "3600"))
     folder = stack.folder / "state/images" / image
-    done = subprocess.run(
-        [sys.executable, "-c", ATTACK, str(folder)], cwd=CHECKOUT, capture_output=True, check=True, text=True
-    )
-    assert json.loads(done.stdout) == {
-        "ids": [65534] * 6,
+    monkeypatch.setenv("DATABASE_PASSWORD", "dear")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as open_port,
+        socket.socket(socket.AF_UNIX) as abstract,
+        subprocess.Popen(["sleep", "600"], user=alone.UID, group=alone.UID) as bystander,
+    ):
+        port = open_port.getsockname()[1]
+        abstract.bind(f"\0bystander-{port}")
+        abstract.listen()
+        try:
+            command = [sys.executable, "-c", ATTACK, str(folder), str(port), str(bystander.pid)]
+            said, complaint = heard(command, 1 << 20, 60)
+            assert bystander.poll() is None
+        finally:
+            bystander.kill()
+    assert said, complaint
+    assert json.loads(said) == {
+        "ids": [alone.UID] * 6,
         "status": {"CapEff": "0" * 16, "CapPrm": "0" * 16, "CapBnd": "0" * 16, "NoNewPrivs": "1"},
+        "environment": ["LANG", "PATH"],
         "read": "PermissionError",
+        "read from here": "PermissionError",
+        "processes of others": "PermissionError",
         "image": "PermissionError",
         "write": "PermissionError",
+        "connect": "OSError",
+        "abstract socket": "ConnectionRefusedError",
+        "signal": "ProcessLookupError",
         "fork": "BlockingIOError",
         "processes": 2,
     }

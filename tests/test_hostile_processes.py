@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 
 from services.models import Service, new_id
 from worker import (
+    alone,
     booting,
     commands,
     encryption,
@@ -61,8 +63,44 @@ def test_what_runs_as_another_user_has_no_secret_in_it(monkeypatch: pytest.Monke
         with programs.out_of(nothing.fileno(), row) as printing:
             assert b"dear" not in printing.end.read()
             assert not printing.finish()
+        row = [programs.Program(["cat"], "coreutils", unprivileged=True, secret=b"a key")]
+        with programs.out_of(nothing.fileno(), row) as printing:
+            assert printing.end.read() == b"a key", "it is handed on to who may open no file of root's"
+            assert not printing.finish()
     for name in SECRETS:
         assert commands._as_user(Account("nobody", ""), "/", ["printenv", name]) != 0
+
+
+TAKEN_OVER = """
+import os, socket
+def tried(what):
+    try:
+        return what()
+    except OSError as error:
+        return type(error).__name__
+print(os.getresuid(), os.getresgid(), os.getgroups())
+kept = ("CapPrm", "CapBnd", "NoNewPrivs")
+print([line.split()[1] for line in open("/proc/self/status") if line.startswith(kept)])
+print(sorted({each for each in os.listdir("/proc") if each.isdigit()} - {"1", str(os.getpid())}))
+print(tried(lambda: open("/etc/shadow")), tried(lambda: socket.socket().connect(("127.0.0.1", PORT))))
+"""
+
+
+def test_whoever_takes_over_what_unpacks_an_archive_has_little() -> None:
+    """Zstd and age run so: no file but those that every user may read, no network, no process to be seen."""
+    with socket.create_server(("127.0.0.1", 0)) as port, Path("/dev/null").open("rb") as nothing:
+        attack = TAKEN_OVER.replace("PORT", str(port.getsockname()[1]))
+        row = [programs.Program(["/usr/bin/python3", "-c", attack], "python3", unprivileged=True)]
+        with programs.out_of(nothing.fileno(), row) as printing:
+            said = printing.end.read().decode().splitlines()
+            assert not printing.finish()
+    mine = (alone.UID,) * 3
+    assert said == [
+        f"{mine} {mine} []",
+        str(["0" * 16, "0" * 16, "1"]),
+        "[]",
+        "PermissionError OSError",
+    ]
 
 
 def test_who_asks_for_a_command_does_not_hear_which_files_root_has(tmp_path: Path) -> None:

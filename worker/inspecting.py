@@ -1,7 +1,7 @@
 """What is in an image, read from CRIU's files: processes, files, sockets, memory. Knows no rows and no jobs.
 
 `python -m worker.inspecting FOLDER` prints it as JSON, in a process that may use only so much memory and
-time, as nobody: an image may come from elsewhere, and what reads it is expected to be attacked.
+time, alone and without rights: an image may come from elsewhere, and its reader is expected to be attacked.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from worker import alone
 from worker.image_files import Entry, Held, Image, Unreadable, entries, number, part, some_entries, text
 from worker.image_memory import KINDS, Memory, Shared
 from worker.runmh.launch import Account
@@ -34,7 +35,6 @@ _MOST_MAPPINGS = 2000
 _MOST_WORDS, _MOST_COMMAND, _MOST_ENVIRONMENT = 64, 8 << 10, 128 << 10
 _MOST_TOLD = 16 << 20
 _MEMORY, _SECONDS = 2 << 30, 60
-_NOBODY = "65534"
 _TASKS = {1: "running", 2: "dead", 3: "stopped", 6: "zombie"}
 _PROTOCOLS = {6: "tcp", 17: "udp", 136: "udplite"}
 _SOCKETS = {"INETSK": "isk", "UNIXSK": "usk", "PACKETSK": "psk", "NETLINKSK": "nlsk"}
@@ -67,6 +67,8 @@ def apart(image: Path, what: str = "contents") -> dict[str, Any]:
 def heard(command: Sequence[str], most: int, seconds: float) -> tuple[bytes, bytes]:
     """Return what a program prints and what it complains of: an image may have made it say anything.
 
+    It is run apart from all other processes and from the network.
+
     Args:
         most: bytes of both together.
         seconds: how long it may take.
@@ -77,7 +79,8 @@ def heard(command: Sequence[str], most: int, seconds: float) -> tuple[bytes, byt
     deadline = time.monotonic() + seconds
     with (
         subprocess.Popen(
-            command,
+            [*alone.APART, *command],
+            env=alone.ENVIRONMENT,
             cwd=Path(__file__).parent.parent,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -364,11 +367,13 @@ def _with_nothing_else(folder: Path) -> Held:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     image = Held(folder)
-    nobody = Account(_NOBODY, "")
+    nobody = Account(str(alone.UID), "")
     rights = Privileges({}, nobody.uid)
-    if os.geteuid() == 0:
-        rights.bound()
-        nobody.become()
+    rights.bound()
+    # No path leads anywhere from here on, for the image's folder is root's: no file, no socket.
+    os.chdir(folder)
+    os.chroot(".")
+    nobody.become()
     rights.settle()
     for limit, value in (
         (resource.RLIMIT_AS, _MEMORY),

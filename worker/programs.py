@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, Any, NamedTuple
 
+from worker import alone
 from worker.errors import JobFailed
-from worker.runmh.launch import DEFAULT_PATH
 
 _MOST_SAID = 4096
 _LAST_BREATH = 5.0
@@ -23,12 +24,14 @@ class Program(NamedTuple):
     Attributes:
         words: its name and arguments.
         package: the Debian package that has it.
-        unprivileged: it runs as nobody, for it parses what a stranger has made and needs no file.
+        unprivileged: it runs alone and without rights, for it parses what a stranger has made.
+        secret: what it finds in a file whose name is put after its words; empty for no such file.
     """
 
     words: Sequence[str]
     package: str
     unprivileged: bool = False
+    secret: bytes = b""
 
 
 class Row:
@@ -59,26 +62,34 @@ class Row:
         self.end: IO[bytes] = end
 
     def _launch(self, program: Program, stdin: Any, stdout: Any) -> subprocess.Popen[bytes]:
-        nobody: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
-        # None of ours: who runs as nobody could read the site's secrets in it.
-        ours = {name: os.environ[name] for name in ("HOME", "GNUPGHOME") if name in os.environ}
-        try:
-            return subprocess.Popen(
-                list(program.words),
-                stdin=stdin,
-                stdout=stdout,
-                stderr=self._said,
-                cwd="/",
-                env={"PATH": DEFAULT_PATH, "LANG": "C.UTF-8", **ours},
-                start_new_session=True,  # without a terminal nobody is asked for a passphrase
-                **(nobody if program.unprivileged else {}),
-            )
-        except FileNotFoundError:
+        words = [*(alone.WITHOUT_RIGHTS if program.unprivileged else ()), *program.words]
+        # None of ours, but where GnuPG has its keys.
+        kept = () if program.unprivileged else ("HOME", "GNUPGHOME")
+        environment = alone.ENVIRONMENT | {name: os.environ[name] for name in kept if name in os.environ}
+        if shutil.which(program.words[0], path=environment["PATH"]) is None:
             raise JobFailed(
                 "program_missing",
                 f"The program {program.words[0]} is not on this node.",
                 f"Install it (apt-get install {program.package}).",
-            ) from None
+            )
+        with ExitStack() as held:
+            handed: tuple[int, ...] = ()
+            if program.secret:
+                memory = held.enter_context(os.fdopen(os.memfd_create("secret"), "wb"))
+                memory.write(program.secret)
+                memory.flush()
+                handed = (memory.fileno(),)
+                words.append(f"/proc/self/fd/{memory.fileno()}")
+            return subprocess.Popen(
+                words,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=self._said,
+                cwd="/",
+                env=environment,
+                pass_fds=handed,
+                start_new_session=True,  # without a terminal nobody is asked for a passphrase
+            )
 
     def finish(self) -> list[str]:
         """Close the pipe and wait for the programs; return what those said that failed, [] if none did."""
