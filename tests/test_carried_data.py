@@ -334,6 +334,12 @@ def test_what_dies_half_way_through_putting_back_is_gone_back_on(folder: Path, d
         {"mode": 1 << 20},
         {"uid": -1},
         {"xattrs": {"trusted.overlay.opaque": "eQ=="}},
+        {"xattrs": {"user.\ud800": "eQ=="}},
+        {"xattrs": None},
+        {"path": "\ud800"},
+        {"path": ["book"]},
+        {"kind": "link", "target": ["/etc"]},
+        {"kind": "link", "target": "\ud800"},
     ],
 )
 def test_a_list_that_leads_elsewhere_is_not_believed(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,47 +73,53 @@ def read(image: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _check_root_of_index(path: Any, items: list[Item]) -> None:
-    if not isinstance(path, str) or not path.startswith("/"):
+    if not _text(path).startswith("/"):
         raise ValueError("a path is not absolute")
     if items[0]["kind"] not in {"folder", "file"} or (items[0]["kind"] == "file" and len(items) > 1):
         raise ValueError("a kind is out of place")
 
 
 def _check_item(item: Item, first: bool, contents: set[str], folders: set[str], size: int) -> None:
-    """Refuse, by a ValueError, what would lead out of its folder or out of the pack.
+    """Refuse, by one of the errors that `read` expects, what `unpack.make` could not make or must not.
 
     Args:
         contents, folders: the paths of the files and of the folders so far; added to.
         size: of the pack, in bytes.
     """
-    path, kind = item["path"], item["kind"]
+    path, kind = _text(item["path"]), item["kind"]
     _check_place(path, first, folders)
     if kind not in KINDS.values():
         raise ValueError("a kind is unknown")
-    if kind == "folder":
-        folders.add(path)
     for name, end in _ENDS.items():
         _check_number(abs(item[name]) if name.endswith("time") else item[name], end)
-    if kind == "link" and (not item["target"] or "\0" in item["target"]):
+    if kind == "link" and not _text(item["target"]):
         raise ValueError("a link leads nowhere")
-    if "same_as" in item and item["same_as"] not in contents:
-        raise ValueError("a hard link leads nowhere")
-    if kind == "file" and "same_as" not in item:
+    if "same_as" in item:
+        if kind != "file" or item["same_as"] not in contents:
+            raise ValueError("a hard link leads nowhere")
+    elif kind == "file":
         contents.add(path)
         _check_number(item["size"], 2**63)
         for piece in item["pieces"]:
             at, begin, length = (_check_number(value, 2**63) for value in piece)
             if at + length > item["size"] or begin + length > size:
                 raise ValueError("a piece is out of bounds")
-    for name, value in item.get("xattrs", {}).items():
-        if not name.startswith(XATTRS) or "\0" in name:
+        _check_attributes(item["xattrs"])
+    elif kind == "folder":
+        folders.add(path)
+        _check_attributes(item["xattrs"])
+
+
+def _check_attributes(attributes: dict[str, Any]) -> None:
+    for name, value in attributes.items():
+        if not _text(name).startswith(XATTRS):
             raise ValueError("an attribute is not carried")
         base64.b64decode(value, validate=True)
 
 
 def _check_place(path: str, first: bool, folders: set[str]) -> None:
     parts = path.split("/")
-    if first != (path == "") or "\0" in path or parts[0].startswith(OURS):
+    if first != (path == "") or parts[0].startswith(OURS):
         raise ValueError("a path is out of place")
     if not first and {"", ".", ".."} & set(parts):
         raise ValueError("a path leads out of its folder")
@@ -124,4 +131,11 @@ def _check_place(path: str, first: bool, folders: set[str]) -> None:
 def _check_number(value: Any, end: int) -> int:
     if type(value) is not int or not 0 <= value < end:
         raise ValueError("a number is out of bounds")
+    return value
+
+
+def _text(value: Any) -> str:
+    """Return a text that can be a name in a file system."""
+    if not isinstance(value, str) or b"\0" in os.fsencode(value):
+        raise ValueError("a text is none")
     return value

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import io
 import json
+import os
 import shutil
 import tarfile
 import tempfile
@@ -27,6 +28,9 @@ from services.problems import Problem
 from tests.archives import FILES, IMAGE, facts_of, node_in, tar_of
 from tests.fuzz.shaping import ODD_NAMES, Shaper
 from worker import (
+    carry,
+    carry_index,
+    carry_rights,
     connections,
     criu,
     engine,
@@ -38,9 +42,11 @@ from worker import (
     namespaces,
     orphans,
     preflight,
+    putback,
     supervision,
     tarstream,
     tools,
+    unpack,
 )
 from worker.errors import JobFailed
 from worker.image_files import Unreadable
@@ -221,6 +227,45 @@ def disk_record(data: bytes) -> None:
 
 
 @functools.cache
+def _carried() -> tuple[Path, str, dict[str, Any]]:
+    """Return an image that carries a folder with one of each kind of thing, the folder, and its list."""
+    image = _node("carried").images
+    data = image.parent / "data"
+    (data / "deep").mkdir(parents=True)
+    (data / "deep/leaf").write_bytes(b"leaf" * 2000)
+    (data / "alias").hardlink_to(data / "deep/leaf")
+    (data / "link").symlink_to("/etc/hostname")
+    os.mkfifo(data / "fifo")
+    carry.pack(image, [str(data)], [], 0)
+    return image, str(data), json.loads((image / carry_index.INDEX).read_text())
+
+
+def carried(data: bytes) -> None:
+    """A list of carried data: what is believed can be made, unless the disk refuses, and nowhere else."""
+    image, place, index = _carried()
+    (image / carry_index.INDEX).write_text(json.dumps(Shaper(data).changed(index)))
+    facts = {"carried": [place], "mounts": [["/", "/"]]}
+    try:
+        (root,) = carry_index.read(image, facts)
+    except JobFailed:
+        return
+    with contextlib.suppress(JobFailed):
+        carry_rights.check([root], {"user": "nobody"})
+    putback.is_unchanged(root, facts)
+    with tempfile.TemporaryDirectory(dir=image) as folder, (image / carry_index.PACK).open("rb") as content:
+        new = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            alone = "alone" if root["items"][0]["kind"] == "file" else None
+            unpack.make(new, root["items"], content.fileno(), alone=alone)
+            unpack.give(new, root["items"][0])
+        except OSError:
+            pass
+        finally:
+            os.close(new)
+    assert {path.name for path in image.iterdir()} == {carry_index.INDEX, carry_index.PACK}
+
+
+@functools.cache
 def _real_image() -> dict[str, bytes]:
     """Return the files of an image of a real service, made for this."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
@@ -284,6 +329,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         criu_image,
         inspected,
         disk_record,
+        carried,
         mountinfo,
     )
 }
@@ -291,8 +337,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 
 def seeds(name: str) -> list[bytes]:
     """Return sound inputs to begin with, and have ready what the target needs."""
-    if name == "inspected":
-        _real_image()
+    {"inspected": _real_image, "carried": _carried}.get(name, object)()
     sound = tar_of((manifest.NAME, facts_of(FILES)), *FILES.items())
     return {
         "tar": [b"\xff" + sound, b"\x01" + tar_of(("y" * 300, b"x"))],
