@@ -375,20 +375,47 @@ def test_an_import_that_is_killed_ends_with_its_cause_and_goes_on(stack: Stack, 
     stack.restore(image)
 
 
-def test_whatever_else_ends_an_import_leaves_nothing(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_that_is_cut_off_goes_on_where_it_was(stack: Stack, folder: Path) -> None:
+    """As after a transfer that broke: what had come is not written again."""
+    image = stack.dump(stack.create("sleep", "600"))
+    archive, part = folder / "sleep.tar.zst", folder / "part"
+    stack.mhctl("image", "export", image, str(archive))
+    stack.mhctl("image", "delete", "--force", image)
+    part.write_bytes(archive.read_bytes()[:-20])
+    refused = stack.mhctl("image", "import", str(part), check=False)
+    assert refused.code == 1
+    assert "is not written again" in refused.err
+    assert stack.api("GET", "images").body == []
+    stack.mhctl("image", "import", str(archive))
+    assert stack.api("GET", "jobs?limit=1").body[0]["result"]["resumed"] > 0
+    assert [path.name for path in (stack.state / "images").iterdir()] == [image]
+    stack.restore(image)
+
+
+@pytest.mark.parametrize(
+    ("error", "goes_on"),
+    [
+        (OSError(errno.EIO, "broken"), True),
+        (RuntimeError("a bug"), True),
+        (OSError(errno.ENOSPC, "full"), False),
+        (OSError(errno.EDQUOT, "quota"), False),
+    ],
+)
+def test_an_import_goes_on_after_a_fault_of_ours_unless_the_pool_is_full(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, error: Exception, goes_on: bool
+) -> None:
     other = node_in(paths.state_dir.parent / "other")
     made = export(paths).path
-    for error in (OSError(errno.EIO, "broken"), OSError(errno.EDQUOT, "quota"), RuntimeError("a bug")):
 
-        def fails(*_: object, error: Exception = error) -> None:
-            raise error
+    def fails(*_: object) -> None:
+        raise error
 
-        with monkeypatch.context() as broken:
-            broken.setattr(manifest, "seal", fails)
-            with pytest.raises(type(error)):
-                import_file(other, made)
-        assert list(other.images.iterdir()) == []
-    import_file(other, made)
+    with monkeypatch.context() as broken:
+        broken.setattr(manifest, "seal", fails)
+        with pytest.raises(type(error)):
+            import_file(other, made)
+    assert list(other.images.iterdir()) == [other.importing(IMAGE)] * goes_on
+    assert import_file(other, made).resumed == 39 * goes_on
     assert same_image(paths, other)
 
 
@@ -444,6 +471,21 @@ def small_disk(folder: Path, kibibytes: int) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize(("kibibytes", "kept"), [(250, False), (500, True)])
+def test_what_would_fill_the_pool_is_not_kept(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, kibibytes: int, kept: bool
+) -> None:
+    """What was right of an archive that is damaged at its end, some 160 KiB, takes no more than it leaves."""
+    monkeypatch.setattr(importing, "_RESERVE", 0)
+    other = node_in(paths.state_dir.parent / "other")
+    made = export(paths).path
+    made.write_bytes(made.read_bytes() + b"no zstd")
+    with small_disk(other.images, kibibytes):
+        with pytest.raises(JobFailed, match="cannot be read to its end"):
+            import_file(other, made)
+        assert list(other.images.iterdir()) == [other.importing(IMAGE)] * kept
 
 
 def test_a_disk_that_is_full_in_the_middle_keeps_nothing_half(

@@ -216,18 +216,14 @@ def test_brackets_without_end(paths: Paths) -> None:
     assert "manifest" in refused(paths, compressed(tar_of((manifest.NAME, nested)))).message
 
 
-def test_what_is_cut_off_or_goes_on_or_is_something_else(paths: Paths) -> None:
+def test_what_goes_on_or_is_something_else(paths: Paths) -> None:
     sound = compressed(tar_of(*sound_members()))
     plain = tar_of(*sound_members())
     for archive in (
         b"",
         b"\x28\xb5\x2f\xfd",
-        sound[:-9],
-        sound[: len(sound) // 2],
-        sound + b"more",
         sound + sound,
         plain,
-        compressed(plain.rstrip(b"\0")),
         compressed(plain[:700]),
         compressed(plain + b"x" * 512),
         compressed(plain + bytes(3 << 20)),
@@ -237,6 +233,27 @@ def test_what_is_cut_off_or_goes_on_or_is_something_else(paths: Paths) -> None:
         b"\x85\x01\x0c\x03" + os.urandom(200),
     ):
         assert refused(paths, archive).code in {"archive_damaged", "identity_needed"}
+    assert do_import(paths, sound).image_id == IMAGE
+
+
+def test_what_is_cut_off_leaves_what_was_right_of_it_and_no_image(paths: Paths) -> None:
+    sound = compressed(tar_of(*sound_members()))
+    plain = tar_of(*sound_members())
+    for archive in (
+        sound[:-9],
+        sound[: len(sound) // 2],
+        sound + b"more",
+        compressed(plain.rstrip(b"\0")),
+        compressed(plain[:5000]),
+    ):
+        with pytest.raises(JobFailed) as caught:
+            do_import(paths, archive)
+        assert caught.value.code == "archive_damaged"
+        assert [path.name for path in paths.images.iterdir()] in ([], [f".import-{IMAGE}"])
+        for path in paths.importing(IMAGE).glob("*"):
+            assert path.read_bytes() == FILES[path.name]
+    # What is refused afterwards takes that with it.
+    assert "does not name" in refused(paths, with_manifest(("core-2.img", b"x"))).message
     assert do_import(paths, sound).image_id == IMAGE
 
 

@@ -345,7 +345,7 @@ class Engine:
             check, notes: as for `importing.Import`.
 
         Raises:
-            JobFailed: it could not be imported; nothing of it is left.
+            JobFailed: it could not be imported.
         """
         folder = self.paths.archives
         return importing.Import(

@@ -2,12 +2,13 @@
 
 An archive may come from anybody: nothing in it is believed but what its own manifest, which comes first,
 accounts for, and nothing is written but files that the manifest names, below one folder, as root's. The
-folder becomes an image by the code that seals a dump. What an import leaves that was killed goes on being
-filled by the next import of that image, file by file; any other failure leaves nothing.
+folder becomes an image by the code that seals a dump. What an import that was interrupted leaves is filled by
+the next import of that image, file by file; one that was refused leaves nothing.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -25,7 +26,7 @@ from worker.errors import JobFailed, describe
 from worker.exporting import ORIGIN, Progress
 from worker.paths import Paths, checked_id
 from worker.sums import GrowingSums
-from worker.tarstream import BadStream, Member, Reader
+from worker.tarstream import BadStream, CutOff, Member, Reader
 
 _LARGEST_MANIFEST = 8 << 20  # of brackets alone it takes half a gigabyte of memory
 _LARGEST_ORIGIN = 64 << 10
@@ -85,12 +86,14 @@ class Import:
         self._most = most
         self._step = step
         self._resumed = 0
+        self._failures: list[str] = []
 
     def run(self) -> Imported:
         """Import the archive.
 
         Raises:
-            JobFailed: the archive is damaged or hostile, or there is no room; nothing of it is left.
+            JobFailed: the archive is damaged or hostile, or there is no room; nothing of it is left, but what
+                was right of one that is cut off.
         """
         file = _open(self._archive)
         try:
@@ -100,7 +103,8 @@ class Import:
                 try:
                     return self._read(reader, running)
                 except BadStream as bad:
-                    raise self._bad(str(bad), running.kill()) from None
+                    lines = running.kill() or self._failures
+                    raise self._bad(str(bad), lines, cut_off=isinstance(bad, CutOff)) from None
         finally:
             os.close(file)
 
@@ -122,12 +126,13 @@ class Import:
                 need = partial(self._need, folder, facts["files"])
                 with claims.claimed(self._paths, lock, image_id, self._most, need):
                     origin = self._fill(reader, folder, facts)
-                    failures = running.finish()
-                    if failures:
-                        raise self._bad("cannot be read to its end", failures)
+                    self._failures = running.finish()
+                    if self._failures:
+                        raise CutOff("cannot be read to its end")
                     self._seal(folder, final, facts, origin)
-            except Exception:
-                shutil.rmtree(folder, ignore_errors=True)
+            except Exception as error:
+                if not _may_go_on(error) or self._is_short_of_room(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
                 raise
         return Imported(image_id, resumed=self._resumed)
 
@@ -180,6 +185,10 @@ class Import:
             raise preflight.no_room("import", available, missing, self._paths.images, self._most)
         return size
 
+    def _is_short_of_room(self, folder: Path) -> bool:
+        """Tell whether keeping what was written would take more room than it leaves."""
+        return preflight.room_in(self._paths.images, self._most) < preflight.size_of(folder)
+
     def _fill(self, reader: Reader, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
         """Write the files of an image; return what the archive says of where it comes from."""
         files = facts["files"]
@@ -209,6 +218,13 @@ class Import:
             for data in reader.content():
                 progress.add(len(data))
             return
+        try:
+            self._write_anew(reader, path, sealed, progress)
+        except Exception:
+            path.unlink(missing_ok=True)  # half a file is of no use to a next import
+            raise
+
+    def _write_anew(self, reader: Reader, path: Path, sealed: digests.Recorded, progress: Progress) -> None:
         found = sealed.begin()
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
@@ -219,13 +235,22 @@ class Import:
         if not sealed.agrees(found):
             raise BadStream(f"has other bytes in {path.name[:200]!r} than its manifest says")
 
-    def _bad(self, what: str, lines: list[str]) -> JobFailed:
+    def _bad(self, what: str, lines: list[str], *, cut_off: bool = False) -> JobFailed:
         return JobFailed(
             "archive_damaged",
             f"The archive {self._archive.name} {what}.",
-            "Nothing of it was kept: fetch it again, from somebody you trust.",
+            "Fetch the whole of it and import that: what is here already is not written again."
+            if cut_off
+            else "Nothing of it was kept: fetch it again, from somebody you trust.",
             lines,
         )
+
+
+def _may_go_on(error: Exception) -> bool:
+    """Tell whether a next import may go on with what is there: not if it was refused, or the pool is full."""
+    if isinstance(error, OSError):
+        return error.errno not in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, CutOff) or not isinstance(error, BadStream | JobFailed)
 
 
 def faults_of(facts: dict[str, Any]) -> Iterator[str]:
@@ -323,7 +348,7 @@ def _is_plain_name(name: str) -> bool:
 
 
 def sweep(paths: Paths) -> None:
-    """Remove what imports have left that were killed and that nobody has gone on with for a day."""
+    """Remove what imports have left that were interrupted and that nobody has gone on with for a day."""
     for folder in paths.images.glob(".import-*"):
         image_id = folder.name.removeprefix(".import-")
         with suppress(JobFailed, FileNotFoundError, ValueError), _alone(paths, image_id):

@@ -35,6 +35,10 @@ class BadStream(ValueError):
     """The stream is none of ours; the text says what is wrong with it, as the rest of a sentence."""
 
 
+class CutOff(BadStream):
+    """The stream ends before its end; what came of it so far may be right."""
+
+
 class Member(NamedTuple):
     """One file of a stream; its size is in bytes."""
 
@@ -100,12 +104,12 @@ class Reader:
         """Yield what is left of the present file.
 
         Raises:
-            BadStream: the stream ends in it.
+            CutOff: the stream ends in it.
         """
         while self._left:
             data = self._read(min(self._left, CHUNK))
             if not data:
-                raise BadStream("ends too early")
+                raise CutOff("ends too early")
             self._left -= len(data)
             yield data
 
@@ -114,7 +118,7 @@ class Reader:
         while count:
             data = self._read(count)
             if not data:
-                raise BadStream("ends too early")
+                raise CutOff("ends too early")
             parts.append(data)
             count -= len(data)
         return b"".join(parts)
