@@ -179,6 +179,21 @@ class Stack:
             assert done.returncode == 0, f"mhctl {' '.join(words)[:200]}\n{done.stdout}{done.stderr}"
         return Answer(done.returncode, done.stdout, done.stderr)
 
+    def manage(self, *words: str, check: bool = True) -> Answer:
+        """Run manage.py as a process; with `check`, fail the test if it does not exit with 0."""
+        done = subprocess.run(
+            [sys.executable, "manage.py", *words],
+            cwd=CHECKOUT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        if check:
+            assert done.returncode == 0, f"manage.py {' '.join(words)[:200]}\n{done.stdout}{done.stderr}"
+        return Answer(done.returncode, done.stdout, done.stderr)
+
     def show(self, what: str, reference: str) -> dict[str, Any]:
         """Return `mhctl WHAT show REFERENCE --json`."""
         shown: dict[str, Any] = json.loads(self.mhctl(what, "show", reference, "--json").out)

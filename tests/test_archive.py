@@ -159,22 +159,10 @@ def test_who_may_not_write_where_the_archive_shall_go_is_told_so(folder: Path) -
 def test_the_servers_own_shell_calls_archives_by_their_names(stack: Stack) -> None:
     image = stack.dump(stack.create("sleep", "600"))
 
-    def manage(*words: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "manage.py", *words],
-            cwd=Path(__file__).parent.parent,
-            env=stack.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout.strip()
-
-    made = manage("export", image, "night.tar.zst")
+    made = stack.manage("export", image, "night.tar.zst").out.strip()
     assert Path(made).name == "night.tar.zst"
     stack.mhctl("image", "delete", "--force", image)
-    assert manage("import_image", "night.tar.zst") == image
+    assert stack.manage("import_image", "night.tar.zst").out.strip() == image
     (stack.state / "archives/night.tar.zst").unlink()
 
 

@@ -21,16 +21,17 @@ class Kept:
 
     Args:
         mebibytes: so much memory it holds.
+        user: whom it runs as; what is root's only admins may start.
     """
 
-    def __init__(self, node: Stack, mebibytes: int = 1) -> None:
+    def __init__(self, node: Stack, mebibytes: int = 1, user: str = "root") -> None:
         self.node = node
         self.port = free_port()
         self.mebibytes = mebibytes
         self.memory: Memory | None = None
         self.images: dict[str, Memory] = {}
         words = [sys.executable, "-S", str(PROGRAM), str(self.port), f"memory={mebibytes}"]
-        job = self.do("POST", "services", {"args": words})
+        job = self.do("POST", "services", {"args": words, "user": user})
         self.id: str = job["service"]
         self.must_answer()
 
