@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from typing import Any
 
 from django.db.models import Q, QuerySet
 from django.urls import reverse
@@ -89,13 +90,18 @@ def job(look: Look, reference: str) -> Context:
         "silent": is_silent(row.node),
         "bars": waterfall(row),
         "lines": marked(row.error_lines),
-        "may_retry": may_retry(row),
+        # Unless its failure offers just this; what it offers besides may not be enough.
+        "may_retry": may_retry(row) and not any(map(_tries_again, row.error_actions)),
         "log": log_object(row)["lines"] if row.state in _ENDED_BADLY else [],
         "address": _address(row),
         "about": row.service or Service.objects.filter(pk=row.service_ref).first(),
         "has_image": bool(row.image_id) and Image.objects.filter(pk=row.image_id).exists(),
         "dry_run": row.kind == JobKind.CHECK_SERVICE and row.state is JobState.SUCCEEDED,
     }
+
+
+def _tries_again(action: dict[str, Any]) -> bool:
+    return action["action"] == "retry" and not action["options"]
 
 
 def _address(job: Job) -> str:
