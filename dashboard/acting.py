@@ -134,8 +134,8 @@ def retry_job(request: HttpRequest, reference: str) -> HttpResponse:
 
 
 def _remedied(row: Job, request: HttpRequest) -> Job:
-    which = request.POST.get("remedy", "")
-    offered = row.error_actions[int(which)] if which.isdigit() and int(which) < len(row.error_actions) else {}
+    numbered = {str(number): each for number, each in enumerate(row.error_actions)}
+    offered = numbered.get(request.POST.get("remedy", ""), {})
     if offered.get("action") == "check_host":
         return operations.request_check(row.node, actor=request.user, source="web")
     options = offered.get("options", {}) if offered.get("action") == "retry" else {}

@@ -63,3 +63,21 @@ def test_whatever_a_restore_failed_of_it_can_be_tried_again(admin: Client, code:
     assert len(re.findall(r'<button form="retry-form"[^>]*>(?:<svg.*?</svg>)?Try again', page)) == said
     admin.post(f"/jobs/{job.pk}/retry/")
     assert Job.objects.get(retry_of=job.pk).image_id == job.image_id
+
+
+def test_a_remedy_that_is_none_is_only_a_retry(admin: Client) -> None:
+    for remedy in ("²", "9" * 5000, "-1", "7", "x"):
+        job = taken(operations.request_dump(running_service(), actor="root", source="manage"))
+        offered = remedies.actions("connection_lost")
+        operations.fail(
+            job,
+            code="connection_lost",
+            message="No.",
+            remedy="",
+            lines=[],
+            service_state=None,
+            actions=offered,
+        )
+        answer = admin.post(f"/jobs/{job.pk}/retry/", {"remedy": remedy})
+        again = Job.objects.get(retry_of=job.pk)
+        assert (answer.headers["Location"], again.options) == (f"/jobs/{again.pk}/", {"leave_running": False})
