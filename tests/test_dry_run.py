@@ -18,10 +18,11 @@ from django.conf import settings
 
 from tests.servers import PROGRAMS, Redis, connected, started
 from tests.stack import Stack, eventually
-from worker import commands, criu, orphans, process, scanning
+from worker import claims, commands, criu, locks, orphans, preflight, process
 from worker.engine import Engine
 from worker.errors import JobFailed
 from worker.paths import Paths
+from worker.policy import Policy
 from worker.supervision import Running
 from worker.tools import Tools
 
@@ -64,6 +65,7 @@ NEVER_RESTORED = {
     "network_namespace": "nested_namespace",
     "terminal_from_outside": "dangling_tty",
     "terminal_of_another": "dangling_tty",
+    "lock_outside": "file_locked",
 }
 # What needs an option.
 WITH_OPTIONS = {
@@ -135,6 +137,9 @@ def outside(folder: Path) -> Iterator[Path]:
                     return
                 kept.enter_context(client)
                 asked = os.environ.get("SENT", "")
+                if asked == "lock_outside":
+                    kept.callback(os.close, socket.recv_fds(client, 1, 1)[1][0])
+                    client.send(b"x")
                 with Path("/etc/passwd").open() as file:
                     if asked.endswith("from_outside"):
                         sent = slave if asked.startswith("terminal") else file.fileno()
@@ -211,6 +216,32 @@ def test_what_needs_an_option_is_dumped_with_it(bare: Node, outside: Path, name:
         bare.dump(service, **found["options"])
 
 
+def test_who_waits_for_a_lock_gets_it_before_the_restore(bare: Node, outside: Path) -> None:
+    with bare.service(outside, "locks") as (service, _):
+        waiting = subprocess.Popen(
+            ["flock", outside / "flock", "sh", "-c", "echo got it; read wait"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert waiting.stdin and waiting.stdout
+        try:
+            assert eventually(
+                lambda: "file_locked" in codes(bare.engine.check_service(service, {}), "warning")
+            )
+            found = bare.engine.check_service(service, {})
+            assert found["able"]
+            assert f"flock (PID {waiting.pid}), outside" in found["findings"][0]["message"]
+            image = uuid.uuid4().hex
+            bare.engine.dump(service, image)
+            assert waiting.stdout.readline() == b"got it\n"
+            hasty = Engine(bare.engine.tools._replace(timeout=2))
+            with pytest.raises(JobFailed, match="did not answer"):
+                hasty.restore(service, image)
+        finally:
+            waiting.communicate()
+        bare.engine.restore(service, image)
+
+
 def test_a_debugger_stands_in_the_way(bare: Node, outside: Path) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     with bare.service(outside, "plain") as (service, running):
@@ -247,16 +278,54 @@ def test_several_users_are_refused_without_it(bare: Node, outside: Path) -> None
 
 
 def test_a_pool_without_room_is_seen(bare: Node, outside: Path) -> None:
-    with bare.service(outside, "plain") as (_, running):
-        small = outside / "pool"
-        small.mkdir()
+    with bare.service(outside, "plain") as (service, _):
         for options in ("size=1m", "size=64m,nr_inodes=8"):
-            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "pool", str(small)], check=True)
+            subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", options, "pool", str(bare.paths.images)], check=True
+            )
             try:
-                found = scanning.scan(running.init.pid, pool=small)
+                found = bare.engine.check_service(service, {})
                 assert codes(found, "refusal") == {"pool_full"}, options
             finally:
-                subprocess.run(["umount", str(small)], check=True)
+                subprocess.run(["umount", str(bare.paths.images)], check=True)
+
+
+def test_room_is_what_the_dump_has_by_the_policy_beside_others_and_with_its_data(
+    bare: Node, outside: Path
+) -> None:
+    data = outside / "data"
+    data.mkdir()
+    with bare.service(outside, "plain") as (service, running):
+        needed = preflight.check_room(bare.paths.images, running.init.pid)
+        pool = preflight.size_of(bare.paths.images) + needed + (8 << 20)
+        engine = Engine(bare.engine.tools._replace(policy=lambda: Policy(pool=pool)))
+
+        def says(*carry: str) -> set[str]:
+            """Return why it is refused, by the dry run and by the dump alike."""
+            found = engine.check_service(service, {"carry": list(carry)})
+            image = uuid.uuid4().hex
+            try:
+                engine.dump(service, image, leave_running=True, carry=carry)
+            except JobFailed as failure:
+                assert codes(found, "refusal") == {failure.code}
+            else:
+                assert found["able"]
+                engine.delete_image(image)
+            return codes(found, "refusal")
+
+        assert not says()
+        (data / "large").write_bytes(b"x" * (12 << 20))
+        assert says(str(data)) == {"pool_full"}
+        (data / "large").unlink()
+        assert not says(str(data))
+        another = bare.paths.job_lock(uuid.uuid4().hex)
+        another.parent.mkdir()
+        with (
+            locks.held(another) as held,
+            claims.claimed(bare.paths, another, "0" * 32, pool, lambda _: 12 << 20),
+        ):
+            assert held is not None
+            assert says() == {"pool_full"}
 
 
 def test_a_command_is_looked_for_as_its_user(folder: Path) -> None:

@@ -163,7 +163,11 @@ def test_files_on_overlayfs(stack: Stack, overlay: Path) -> None:
     service = stack.create(program("python3"), "-c", WATCHER, str(overlay))
     try:
         assert eventually(lambda: "ready" in stack.log(service), 60)
-        assert "force_irmap" in stack.mhctl("service", "check", service, check=False).out
+        found = stack.api("POST", f"services/{service}/check?wait=30", {}).body["result"]
+        assert (found["verdict"], found["options"]) == ("options", {"force_irmap": [str(overlay)]})
+        for folder, verdict in (("/usr/share/doc", "No: "), (str(overlay.parent), "Yes: ")):
+            told = stack.mhctl("service", "check", service, "--force-irmap", folder, check=False)
+            assert told.out.startswith(verdict)
         refused = stack.mhctl("service", "dump", service, check=False)
         assert stack.api("GET", "jobs?limit=1").body[0]["error"]["code"] == "inotify_handle"
         assert "as on overlayfs" in refused.err and "force_irmap" in refused.err

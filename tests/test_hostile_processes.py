@@ -23,7 +23,7 @@ from worker import (
     findings,
     presently,
     programs,
-    scan_files,
+    scan_watches,
     scanning,
     supervision,
 )
@@ -199,10 +199,13 @@ def test_what_a_service_watches_is_found_without_opening_what_it_has_laid_in_the
     try:
         for path in (fifo, secret):
             assert libc.inotify_add_watch(opened, bytes(path), 0x20) > 0  # IN_OPEN
-        files = scan_files.Files(1)
-        files.mounts.points[7] = [(os.getpid(), str(path), "tmpfs") for path in (fifo, link, link / "x")]
-        handle = scan_files._HANDLE.search("fhandle-bytes:8 fhandle-type:1 f_handle:0011223344556677")
-        assert handle and not files._can_be_opened(7, handle)
+        places = [str(path) for path in (fifo, link, link / "x")]
+        points = {7: [(os.getpid(), place, "tmpfs") for place in places]}
+        handle = "fhandle-bytes:8 fhandle-type:1 f_handle:0011223344556677"
+        about = f"inotify wd:1 ino:1 sdev:7 mask:20 ignored_mask:0 {handle}"
+        for folders in ([], places):
+            found = list(scan_watches.look(os.getpid(), 3, about, points, folders))
+            assert [each.code for each in found] == ["inotify_handle"]
         with pytest.raises(BlockingIOError):
             os.read(opened, 4096)
         secret.read_bytes()

@@ -49,6 +49,18 @@ def claimed(
         claim.unlink(missing_ok=True)
 
 
+def promised(paths: Paths, lock: Path, most: int | None) -> int:
+    """Return the bytes that an image may not have now because others have claimed them.
+
+    Args:
+        lock, most: as for `claimed`; it need not be held.
+    """
+    if most is None:
+        return 0
+    with locks.waited_for(paths.run_dir / "claims.lock"):
+        return _of_others(paths, lock)
+
+
 def _of_others(paths: Paths, mine: Path) -> int:
     """Return the bytes that others have claimed and not written yet."""
     promised = 0

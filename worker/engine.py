@@ -10,6 +10,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from worker import (
@@ -186,9 +187,17 @@ class Engine:
         """
         self.step("looking at the live processes")
         running = self._running(service_id)
-        asked = options.get("carry", [])
-        preflight.check_data(self.paths, service_id, running, asked, self.tools.policy())
-        return scanning.scan(running.init.pid, pool=self.paths.images, options=options)
+        policy = self.tools.policy()
+        _, size = preflight.check_data(self.paths, service_id, running, options.get("carry", []), policy)
+        check = self._room(running, policy, size)
+        claimed = partial(claims.promised, self.paths, self.paths.job_lock(service_id), policy.pool)
+        return scanning.scan(running.init.pid, room=lambda: check(claimed()), options=options, carried=size)
+
+    def _room(self, running: Running, policy: Policy, carried: int) -> Callable[[int], int]:
+        """Return what checks that a dump has room beside so many bytes that others have claimed."""
+        return lambda claimed: preflight.check_room(
+            self.paths.images, running.init.pid, policy.pool, carried, claimed
+        )
 
     def dump(
         self,
@@ -219,10 +228,7 @@ class Engine:
             account = preflight.account_for_dump(running.init.pid)
             policy = self.tools.policy()
             data, size = preflight.check_data(self.paths, service_id, running, carry, policy)
-
-            def check(claimed: int) -> int:
-                return preflight.check_room(self.paths.images, running.init.pid, policy.pool, size, claimed)
-
+            check = self._room(running, policy, size)
             with claims.claimed(self.paths, self.paths.job_lock(service_id), image_id, policy.pool, check):
                 return Dump(
                     self.tools,

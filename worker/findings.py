@@ -5,6 +5,7 @@ A code that a failed dump also has (worker/failures.py) means the same thing her
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 Severity = Literal["refusal", "option", "warning", "note"]
@@ -138,13 +139,52 @@ def file_overmounted(pid: int, path: str) -> Finding:
     )
 
 
-def watched_file(pid: int, descriptor: int, what: str) -> Finding:
+def watched_file(pid: int, descriptor: int, kind: str, place: str, searched: Sequence[str]) -> Finding:
+    """Return what is to be said of a file that CRIU cannot find by its handle.
+
+    Args:
+        kind: of the file system that it is on.
+        place: a folder in which it would find it; "" if none is known.
+        searched: where it was to search, and is not.
+    """
+    what = f"Descriptor {descriptor} of process {pid} watches a file of {kind} that CRIU cannot find again"
+    if place:
+        return Finding(
+            "inotify_handle",
+            "option",
+            f"{what} by itself; in {place} it can.",
+            "Let it search there (option force_irmap).",
+            pid,
+            {"force_irmap": [place]},
+        )
     return Finding(
         "inotify_handle",
         "refusal",
-        f"Descriptor {descriptor} of process {pid} watches a file of {what} that CRIU cannot find again.",
+        f"{what}, also not in {', '.join(searched)}." if searched else f"{what}.",
         "Let the application watch another file system, or name the folders of what it watches"
         " (option force_irmap).",
+        pid,
+    )
+
+
+def lock_shared(pid: int, path: str, other: str) -> Finding:
+    return Finding(
+        "file_locked",
+        "refusal",
+        f"Process {pid} shares its lock on {path} with {other}, which is outside of the service; no restore"
+        " can take the lock as long as that holds it.",
+        "Let that process close the file, or let both be one service.",
+        pid,
+    )
+
+
+def lock_awaited(pid: int, path: str, other: str) -> Finding:
+    return Finding(
+        "file_locked",
+        "warning",
+        f"{other}, outside of the service, waits for the lock that process {pid} has on {path}, and gets it"
+        " when the service ends; a restore can't take it before that lets it go.",
+        "End that process before the restore, or leave the service running (option leave_running).",
         pid,
     )
 

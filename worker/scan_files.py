@@ -5,16 +5,13 @@ It opens nothing that the process has open, but for the files that an inotify wa
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import os
 import re
 import stat
-import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from worker import findings
+from worker import findings, scan_locks, scan_watches
 from worker.findings import Finding
 from worker.namespaces import unescaped
 from worker.scan_sockets import Held, protocol_of
@@ -28,38 +25,10 @@ _TERMINALS = frozenset({4, 5, *range(136, 144)})
 _PTS = range(136, 144)
 """Majors of devices (Documentation/admin-guide/devices.txt): /dev/null and its like; terminals; /dev/pts."""
 _DELETED = " (deleted)"
-_WATCH = re.compile(r"^(?:inotify|fanotify) .*?(?:ino:(?P<ino>\w+) sdev:(?P<device>\w+)).*", re.MULTILINE)
-_HANDLE = re.compile(
-    r"fhandle-bytes:(?P<bytes>\w+) fhandle-type:(?P<type>\w+) f_handle:(?P<handle>[0-9a-f]*)"
-)
+_MOUNT = re.compile(r"^mnt_id:\s*(\d+)", re.MULTILINE)
 _MAPPING = re.compile(
     rb"^(?P<range>\S+) (?P<mode>\S+) \S+ (?P<device>\S+) (?P<inode>\d+) +(?P<name>\S.*)$", re.MULTILINE
 )
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _opened(pid: int, point: str) -> int:
-    """Open the place of a mount, as a process sees it, for reading, if it is a folder or a regular file.
-
-    The service may have put anything there since its mounts were read: no link is followed, which would lead
-    out to the host's files, and no fifo or device is opened, which may wait or do something.
-
-    Raises:
-        OSError: it is not there any more, or something else.
-    """
-    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-    here = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)
-    try:
-        for name in filter(None, point.split("/")):
-            inner = os.open(name, flags, dir_fd=here)
-            os.close(here)
-            here = inner
-        if stat.S_IFMT(os.fstat(here).st_mode) not in (stat.S_IFDIR, stat.S_IFREG):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), point)
-        # The very thing that was looked at (proc(5)); a handle cannot be found by a descriptor of O_PATH.
-        return os.open(f"/proc/self/fd/{here}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    finally:
-        os.close(here)
 
 
 class Mounts:
@@ -91,13 +60,16 @@ class Files:
 
     Args:
         ghost_limit: bytes of a deleted file that an image takes.
+        watched_in: folders in which CRIU searches what is watched.
     """
 
-    def __init__(self, ghost_limit: int) -> None:
+    def __init__(self, ghost_limit: int, watched_in: Sequence[str] = ()) -> None:
         self._ghost_limit = ghost_limit
+        self._watched_in = watched_in
         self.mounts = Mounts()
         self.findings: list[Finding] = []
         self.sockets: dict[int, Held] = {}
+        self.locks: list[scan_locks.Lock] = []
         self.descriptors = 0
         self.deleted: dict[tuple[int, int], int] = {}
         self._slaves: list[tuple[int, int, str, int]] = []
@@ -148,14 +120,19 @@ class Files:
         elif name not in _ANONYMOUS:
             self.findings.append(findings.unsupported_file(pid, number, name))
         elif name in {"inotify", "[fanotify]"}:
-            self._watches(pid, number)
+            self.findings += scan_watches.look(
+                pid, number, self._about(pid, number), self.mounts.points, self._watched_in
+            )
 
     def _named(self, pid: int, number: int, path: str) -> None:
         found = os.stat(f"/proc/{pid}/fd/{number}")
         if path.startswith("/memfd:"):
             self.deleted[found.st_dev, found.st_ino] = found.st_blocks * 512
             return
-        known = self._mount_of(pid, number) in self.mounts.ids
+        about = self._about(pid, number)
+        self.locks += scan_locks.of(pid, path, about, found)
+        mount = _MOUNT.search(about)
+        known = mount is not None and int(mount[1]) in self.mounts.ids
         if stat.S_ISCHR(found.st_mode) and os.major(found.st_rdev) in _TERMINALS:
             self._terminal(pid, number, path, os.major(found.st_rdev), os.minor(found.st_rdev), known)
         elif not known:
@@ -166,12 +143,6 @@ class Files:
             self.findings.append(findings.unsupported_file(pid, number, path))
         elif path.endswith(_DELETED):
             self._deleted(pid, path.removesuffix(_DELETED), found)
-
-    def _mount_of(self, pid: int, number: int) -> int:
-        for line in self._about(pid, number).splitlines():
-            if line.startswith("mnt_id:"):
-                return int(line.split()[1])
-        return -1
 
     @staticmethod
     def _about(pid: int, number: int) -> str:
@@ -222,30 +193,3 @@ class Files:
             self.findings.append(findings.unsupported_mapping(pid, name))
         elif stat.S_ISREG(found.st_mode) and name.endswith(_DELETED):
             self._deleted(pid, name.removesuffix(_DELETED), found)
-
-    def _watches(self, pid: int, number: int) -> None:
-        for watch in _WATCH.finditer(self._about(pid, number)):
-            device = int(watch["device"], 16)
-            handle = _HANDLE.search(watch[0])
-            if not (handle and self._can_be_opened(device, handle)):
-                kinds = {kind for _, _, kind in self.mounts.points.get(device, [])}
-                kind = " and ".join(sorted(kinds)) or "a file system outside the service's mounts"
-                self.findings.append(findings.watched_file(pid, number, kind))
-
-    def _can_be_opened(self, device: int, handle: re.Match[str]) -> bool:
-        """Tell whether a file can be found by its handle, as CRIU finds what is watched."""
-        data = bytes.fromhex(handle["handle"])
-        packed = struct.pack("=Ii", len(data), int(handle["type"], 16)) + data
-        for pid, point, _ in self.mounts.points.get(device, []):
-            try:
-                where = _opened(pid, point)
-            except OSError:
-                continue
-            try:
-                opened = _libc.open_by_handle_at(where, packed, os.O_PATH | os.O_CLOEXEC)
-            finally:
-                os.close(where)
-            if opened >= 0:
-                os.close(opened)
-                return True
-        return False

@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from worker import findings, preflight, process, scan_sockets
+from worker import findings, preflight, process, scan_locks, scan_sockets
 from worker.criu import GHOST_LIMIT
 from worker.errors import JobFailed
 from worker.findings import Finding
@@ -25,24 +24,30 @@ _FIXED = 64 * 1024
 _A_PROCESS = 24 * 1024
 """Bytes of an image besides its memory, as seen of CRIU 4.2.1."""
 _MOST_FINDINGS = 200
-_FILES, _FILES_A_PROCESS = 24, 6
-"""Files of an image, as seen."""
 
 
-def scan(init: int, *, pool: Path, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def scan(
+    init: int,
+    *,
+    room: Callable[[], object],
+    options: Mapping[str, Any] | None = None,
+    carried: int = 0,
+) -> dict[str, Any]:
     """Look at a running service.
 
     Args:
         init: its first process, in this PID namespace.
-        pool: the folder that the image would be written to.
-        options: those that the dump would have: tcp_close, tcp_skip_in_flight, ghost_limit (bytes).
+        room: raises the JobFailed that a dump would, if there is none for the image.
+        options: those that the dump would have: tcp_close, tcp_skip_in_flight, ghost_limit (bytes),
+            force_irmap (folders).
+        carried: bytes of data that the image would hold besides.
 
     Returns:
         able, verdict (yes, options or no), sentence, options (those to add), findings, counts and an estimate
         of the image's size in bytes; all of it JSON.
     """
     asked = dict(options or {})
-    files = Files(int(asked.get("ghost_limit") or GHOST_LIMIT))
+    files = Files(int(asked.get("ghost_limit") or GHOST_LIMIT), asked.get("force_irmap") or ())
     found: list[Finding] = []
     threads = 0
     pids = []
@@ -63,6 +68,7 @@ def scan(init: int, *, pool: Path, options: Mapping[str, Any] | None = None) -> 
         suspects += [pid] * (status["State"][0] == "D")
     found += files.findings
     found += files.terminals_without_other_end()
+    found += scan_locks.look(files.locks, [init, *pids])
     sockets = scan_sockets.look(
         init,
         files.sockets,
@@ -72,9 +78,9 @@ def scan(init: int, *, pool: Path, options: Mapping[str, Any] | None = None) -> 
     found += sockets.findings
     found += _stuck(suspects)
     memory = sum(map(preflight.memory, pids))
-    size = memory + files.deleted_bytes + _FIXED + _A_PROCESS * len(pids)
+    size = memory + files.deleted_bytes + carried + _FIXED + _A_PROCESS * len(pids)
     found += _refusal(lambda: preflight.account_for_dump(init))
-    found += _refusal(lambda: preflight.check_room(pool, init)) or _room(pool, size, len(pids))
+    found += _refusal(room)
     return _verdict(found) | {
         "processes": len(pids),
         "threads": threads,
@@ -98,7 +104,8 @@ def _verdict(found: Iterable[Finding]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for each in ordered:
         for name, value in each.options.items():
-            options[name] = max(options.get(name, value), value)
+            known = options.get(name, value)
+            options[name] = sorted({*known, *value}) if isinstance(value, list) else max(known, value)
     if refusals:
         verdict = "no"
         more = f" There are {len(refusals) - 1} more reasons." if len(refusals) > 2 else ""
@@ -153,22 +160,4 @@ def _refusal(look: Callable[[], object]) -> list[Finding]:
         look()
     except JobFailed as failure:
         return [findings.refused(failure.code, failure.message, failure.remedy)]
-    return []
-
-
-def _room(pool: Path, size: int, processes: int) -> list[Finding]:
-    """Return what is wrong with the room that the pool has for an image of this size in bytes."""
-    free = os.statvfs(pool)
-    available = free.f_bavail * free.f_frsize
-    remedy = (
-        f"Delete images that are no longer needed (mhctl image list), or enlarge the file system of {pool}."
-    )
-    if available < size:
-        message = (
-            f"The image pool has {available >> 20} MiB free; this dump needs about {(size >> 20) + 1} MiB."
-        )
-        return [findings.refused("pool_full", message, remedy)]
-    if free.f_files and free.f_favail < _FILES + _FILES_A_PROCESS * processes:
-        message = f"The image pool's file system has room for {free.f_favail} more files only."
-        return [findings.refused("pool_full", message, remedy)]
     return []

@@ -174,6 +174,18 @@ def descriptor_from_outside() -> Any:
 
 
 @thing
+def lock_outside() -> Any:
+    """A lock of an open file that another program has, too."""
+    file = (folder / "sent").open("w")
+    fcntl.fcntl(file, 37, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(folder / "outside-stream.sock"))
+        socket.send_fds(client, [b"x"], [file.fileno()])
+        client.recv(1)
+    return file
+
+
+@thing
 def io_uring() -> Any:
     return call(425, 4, ctypes.create_string_buffer(120))
 
