@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from django.db.models import Count, OuterRef, Q, QuerySet, Subquery
+import json
+from datetime import datetime
+from functools import reduce
+from operator import or_
+
+from django.db.models import Case, Count, F, OuterRef, Q, QuerySet, Subquery, When
 from django.urls import reverse
 from django.utils import timezone
 
 from dashboard.life import MOST_IMAGES, SPANS, life_line
 from dashboard.page import Context, Look, Moved, page
-from dashboard.tables import Column, Filter, begins, search_of, table
+from dashboard.tables import Column, Filter, Order, begins, search_of, table
 from dashboard.usage import last_hour
 from images.models import Image
 from services import logs
@@ -32,13 +37,11 @@ COLUMNS = (
     Column("Since", "since"),
     Column("Last image"),
 )
-ORDERS = {
+ORDERS: dict[str, tuple[Order, ...]] = {
     "name": ("name", "id"),
     "state": ("status", "id"),
     "command": ("argv", "id"),
-    "pid": ("pid", "id"),
-    "cpu": ("load__cpu", "id"),
-    "memory": ("load__memory", "id"),
+    "pid": (F("pid"), "id"),
     "since": ("changed_at", "id"),
     "created": ("created_at", "id"),
 }
@@ -55,6 +58,24 @@ STATES = (
     ServiceState.STOPPED,
     ServiceState.CREATED,
 )
+
+
+def _orders(stale: datetime) -> dict[str, tuple[Order, ...]]:
+    """Return what services can be sorted by; by what one used only as long as the table shows it."""
+    shown = Q(pid__isnull=False, load__at__gt=stale)
+    return ORDERS | {name: (Case(When(shown, then=F(f"load__{name}"))), "id") for name in ("cpu", "memory")}
+
+
+def _searched(text: str) -> Q:
+    """Return the services whose name, command or id has each of these words."""
+    found = Q()
+    for word in text.split():
+        # A command is a list, kept as JSON: there a quote has a backslash before it, and an "ä" is itself in
+        # PostgreSQL and \u00e4 in SQLite.
+        kept = {json.dumps(word, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)}
+        command = reduce(or_, (Q(argv__icontains=each) for each in kept))
+        found &= Q(name__icontains=word) | command | begins("pk", word)
+    return found
 
 
 def _with_last_image(services: QuerySet[Service]) -> QuerySet[Service]:
@@ -76,7 +97,7 @@ def _with_last_image(services: QuerySet[Service]) -> QuerySet[Service]:
 def services(look: Look) -> Context:
     """List services."""
     text = search_of(look.query)
-    searched = Q(name__icontains=text) | Q(argv__icontains=text) | begins("pk", text) if text else None
+    stale = timezone.now() - FRESH
     nodes = list(Node.objects.order_by("name").values_list("name", flat=True))
     totals = Service.objects.order_by().values("status").annotate(count=Count("pk"))
     counts = {row["status"]: row["count"] for row in totals}
@@ -88,13 +109,13 @@ def services(look: Look) -> Context:
             Service.objects.all(),
             look.query,
             columns=COLUMNS,
-            orders=ORDERS,
+            orders=_orders(stale),
             default="created",
             filters=filters,
-            searched=searched,
+            searched=_searched(text) if text else None,
             shown=_with_last_image,
         ),
-        "stale": timezone.now() - FRESH,
+        "stale": stale,
         "states": [(state.value, counts[state.value]) for state in STATES if state.value in counts],
         "counted": sum(counts.values()),
     }

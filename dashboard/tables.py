@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from django.db.models import Model, Q, QuerySet
+from django.db.models import Expression, F, Model, OrderBy, Q, QuerySet
 from django.http import QueryDict
 
 from services.references import HEX_PREFIX
 
 M = TypeVar("M", bound=Model)
+Order = str | F | Expression
 
 ROWS = 50
 MOST_COUNTED = 2_000  # counting on would cost more than it tells
@@ -82,7 +83,7 @@ def table(
     query: QueryDict,
     *,
     columns: Sequence[Column],
-    orders: Mapping[str, Sequence[str]],
+    orders: Mapping[str, Sequence[Order]],
     default: str,
     filters: Sequence[Filter] = (),
     searched: Q | None = None,
@@ -90,7 +91,8 @@ def table(
 ) -> Table[M]:
     """Return the page of rows that a query string asks for; what it can't mean is passed over.
 
-    orders: word in the address → the fields that it means, ascending; "-word" is the way round.
+    orders: word in the address → the fields that it means, ascending; "-word" is the way round. Of one that
+    may be NULL, an expression, those without a value come last both ways.
     default: the order without one. searched: what the search means. shown: adds to the queryset what only the
     rows shown need.
     Three queries: the count, the ids, the rows.
@@ -104,7 +106,7 @@ def table(
     asked = query.get("sort", "")
     sort = asked if asked.removeprefix("-") in orders else default
     descending, word = sort.startswith("-"), sort.removeprefix("-")
-    fields = [f"-{name}" if descending else name for name in orders[word]]
+    fields = [_ordered(field, descending) for field in orders[word]]
     page = number(query.get("page", ""), most=MOST_PAGES)
     first = (page - 1) * ROWS
     counted = rows.order_by()[: MOST_COUNTED + 1].count()
@@ -126,6 +128,13 @@ def table(
         more=len(ids) > ROWS,
         counted=counted,
     )
+
+
+def _ordered(field: Order, descending: bool) -> str | OrderBy:
+    if isinstance(field, str):
+        return f"-{field}" if descending else field
+    # Said, for PostgreSQL takes NULL for the greatest and SQLite for the least.
+    return field.desc(nulls_last=True) if descending else field.asc(nulls_last=True)
 
 
 def number(text: str, *, most: int) -> int:

@@ -1,0 +1,60 @@
+"""The table of services: what it finds, and what comes first."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+from django.utils import timezone
+
+from services.models import Service, ServiceLoad
+from tests.rows import made_service, running_service, stopped_service
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def admin() -> Client:
+    client = Client()
+    client.force_login(User.objects.create_superuser("boss", password="long enough 1"))
+    return client
+
+
+def names(client: Client, **query: str) -> list[str]:
+    answer = client.get("/services/", query)
+    assert answer.status_code == 200
+    return re.findall(r'<a class="name"[^>]*>([^<]+)</a>', answer.content.decode())
+
+
+def used(service: Service, memory: int, cpu: float | None, seconds_ago: int = 0) -> None:
+    at = timezone.now() - timedelta(seconds=seconds_ago)
+    ServiceLoad.objects.create(service=service, at=at, memory=memory, cpu=cpu)
+
+
+def test_only_what_is_shown_is_sorted_by_and_who_shows_nothing_comes_last(admin: Client) -> None:
+    used(running_service("small", pid=7), 10, 0.5)
+    used(running_service("large", pid=9), 30, None)
+    used(running_service("forgotten", pid=8), 99, 9.0, seconds_ago=3600)
+    used(stopped_service("stopped"), 50, 5.0)
+    assert names(admin, sort="-memory")[:2] == ["large", "small"]
+    assert names(admin, sort="memory")[:2] == ["small", "large"]
+    assert names(admin, sort="-cpu")[0] == names(admin, sort="cpu")[0] == "small"
+    assert names(admin, sort="-pid") == ["large", "forgotten", "small", "stopped"]
+    assert names(admin, sort="pid") == ["small", "forgotten", "large", "stopped"]
+
+
+def test_a_command_is_found_by_its_words(admin: Client) -> None:
+    made_service("site", ["/usr/bin/python3", "-m", "http.server", "8080"])
+    made_service("other", ["/usr/bin/python3", "-m", "http.server", "8081"])
+    made_service("odd", ["/bin/sh", "-c", 'echo "Käse"'])
+    for text, found in (
+        ("http.server 8080", ["site"]),
+        ("8080 PYTHON3", ["site"]),
+        ("other http.server", ["other"]),
+        ("site 8081", []),
+        ('echo "käse"', ["odd"]),
+    ):
+        assert names(admin, q=text) == found, text
