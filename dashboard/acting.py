@@ -6,7 +6,7 @@ A dialog is a page of its own; htmx takes only its heart, and without JavaScript
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TypeVar
 
 from django.contrib import messages
@@ -21,7 +21,7 @@ from images import operations as image_operations
 from images.models import Image
 from images.retrying import request_retry
 from services import operations
-from services.actors import Actor, require_operator
+from services.actors import require_operator
 from services.lookup import find_job, find_service
 from services.models import Job, Service
 from services.problems import Problem, bad_input
@@ -32,17 +32,8 @@ R = TypeVar("R")
 View = Callable[..., HttpResponse]
 
 
-def _change(
-    service: Service, *, actor: Actor, source: str, name: str, restore_on_boot: bool = False
-) -> Service:
-    require_operator(actor)  # also where nothing changes
-    if restore_on_boot != service.restore_on_boot:
-        service = operations.set_restore_on_boot(service, restore_on_boot, actor, source)
-    return service if name == service.name else operations.rename(service, name, actor, source)
-
-
 _FOR_SERVICES: dict[str, Callable[..., Job | Service]] = {
-    "change": _change,
+    "change": partial(operations.change, restore_on_boot=False),  # what a box says that is not ticked
     "start": operations.request_start,
     "stop": operations.request_stop,
     "restart": operations.request_restart,

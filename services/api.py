@@ -106,11 +106,7 @@ async def change_service(request: HttpRequest, reference: str, body: Change) -> 
 
     def change() -> dict[str, Any]:
         service = find_service(reference, shown=True)
-        if body.restore_on_boot is not None:
-            service = operations.set_restore_on_boot(service, body.restore_on_boot, **_who(request))
-        if body.name is not None:
-            service = operations.rename(service, body.name, **_who(request))
-        return service_object(service)
+        return service_object(operations.change(service, **body.dict(), **_who(request)))
 
     return JsonResponse(await in_thread(change))
 

@@ -218,41 +218,45 @@ def cancel(job: Job, actor: Actor, source: str = "") -> Job:
     return job
 
 
-def rename(service: Service, name: str, actor: Actor, source: str = "") -> Service:
-    """Give a service another name, or none with "". Raises Problem name_taken, bad_input."""
-    require_operator(actor)
-    name = validation.name(name)
-    try:
-        with transaction.atomic():
-            renamed = Service.objects.filter(pk=service.pk).update(name=name)
-            record_audit(
-                actor, source, "rename", target_kind="service", target_id=service.pk, detail={"name": name}
-            )
-    except IntegrityError as taken:
-        raise name_taken("service", name) from taken
-    if not renamed:
-        raise not_found("service", service.pk)
-    bell.ring_service(service.pk)
-    service.name = name
-    return service
+def change(
+    service: Service,
+    *,
+    actor: Actor,
+    source: str,
+    name: str | None = None,
+    restore_on_boot: bool | None = None,
+) -> Service:
+    """Change what a service is called, and whether it comes back after a boot; all of it or nothing.
 
-
-def set_restore_on_boot(service: Service, wanted: bool, actor: Actor, source: str = "") -> Service:
-    """Say whether a service comes back from an image when its node is started anew.
-
-    Raises Problem bad_input, not_allowed: it brings the service to life as its user.
+    name: "" for none. None, of each, leaves it as it is; what is so already is not put on the record.
+    Raises Problem name_taken, bad_input, not_allowed: what comes back comes to life as its user.
     """
     require_operator(actor)
-    wanted = validation.flag(wanted, "restore_on_boot")
-    if wanted:
-        require_account(actor, service.user, service.group)
-    with transaction.atomic():
-        if not Service.objects.filter(pk=service.pk).update(restore_on_boot=wanted):
-            raise not_found("service", service.pk)
-        detail = {"restore_on_boot": wanted}
-        record_audit(actor, source, "set", target_kind="service", target_id=service.pk, detail=detail)
-    bell.ring_service(service.pk)
-    service.restore_on_boot = wanted
+    asked: dict[str, Any] = {}
+    if restore_on_boot is not None:
+        asked["restore_on_boot"] = validation.flag(restore_on_boot, "restore_on_boot")
+    if name is not None:
+        asked["name"] = validation.name(name)
+    try:
+        with transaction.atomic():
+            now = Service.objects.select_for_update().filter(pk=service.pk).first()
+            if now is None:
+                raise not_found("service", service.pk)
+            new = {field: value for field, value in asked.items() if getattr(now, field) != value}
+            if new.get("restore_on_boot"):
+                require_account(actor, now.user, now.group)
+            if new:
+                Service.objects.filter(pk=service.pk).update(**new)
+            for field, value in new.items():
+                word = "rename" if field == "name" else "set"
+                detail = {field: value}
+                record_audit(actor, source, word, target_kind="service", target_id=service.pk, detail=detail)
+    except IntegrityError as taken:
+        raise name_taken("service", asked["name"]) from taken
+    if new:
+        bell.ring_service(service.pk)
+    for field, value in asked.items():
+        setattr(service, field, value)
     return service
 
 
@@ -400,6 +404,7 @@ def name_taken(noun: str, name: str) -> Problem:
 __all__ = [
     "adopt",
     "cancel",
+    "change",
     "claim",
     "enter_step",
     "error",
@@ -409,7 +414,6 @@ __all__ = [
     "name_taken",
     "new_job",
     "observe",
-    "rename",
     "request_check",
     "request_create",
     "request_delete_service",
@@ -418,7 +422,6 @@ __all__ = [
     "request_start",
     "request_stop",
     "require_state",
-    "set_restore_on_boot",
     "show_env",
     "succeed",
 ]

@@ -34,7 +34,7 @@ def test_each_request_is_on_the_record_with_who_when_where_and_what() -> None:
 
 def test_one_can_look_for_each_word_of_the_record() -> None:
     service = running_service("web")
-    operations.set_restore_on_boot(service, True, "root", "manage")
+    operations.change(service, restore_on_boot=True, actor="root", source="manage")
     operations.request_stop(service, actor="agent", source="agent")
     assert set(AuditEvent.objects.values_list("action", flat=True)) <= set(ACTIONS)
     assert set(AuditEvent.objects.values_list("source", flat=True)) <= set(SOURCES)

@@ -19,7 +19,7 @@ from django.utils import timezone
 
 from images import operations as image_operations
 from services import operations, progress
-from services.models import Job, Node, Service
+from services.models import AuditEvent, Job, Node, Service
 from services.problems import Problem
 from services.resending import Resender
 from services.states import JobState, ServiceState
@@ -344,15 +344,26 @@ def test_who_renames_what_was_deleted_is_told() -> None:
     service = made_service("gone")
     Service.objects.filter(pk=service.pk).delete()
     with pytest.raises(Problem) as refused:
-        operations.rename(service, "other", "root")
+        operations.change(service, name="other", **ROOT)
     assert refused.value.code == "service_not_found"
+
+
+def test_what_is_changed_of_a_service_is_changed_at_once_or_not_at_all() -> None:
+    service, _ = made_service("web"), made_service("taken")
+    before = AuditEvent.objects.count()
+    with pytest.raises(Problem, match="taken"):
+        operations.change(service, name="taken", restore_on_boot=True, **ROOT)
+    service.refresh_from_db()
+    assert (service.name, service.restore_on_boot, AuditEvent.objects.count()) == ("web", False, before)
+    operations.change(service, name="web", restore_on_boot=True, **ROOT)
+    assert [event.action for event in AuditEvent.objects.order_by("pk")[before:]] == ["set"]
 
 
 def test_a_jobs_end_keeps_the_name_that_was_given_meanwhile() -> None:
     job = operations.request_dump(running_service("old"), **ROOT)
     claimed = taken(job)
     assert claimed.service
-    operations.rename(Service.objects.get(pk=claimed.service.pk), "new", "root")
+    operations.change(Service.objects.get(pk=claimed.service.pk), name="new", **ROOT)
     progress._write_service(claimed.service, ServiceState.RUNNING)
     assert Service.objects.get(pk=claimed.service.pk).name == "new"
 
@@ -446,7 +457,7 @@ def test_site_and_workers_write_at_once() -> None:
     def ask() -> int:
         for _ in range(40):
             service = made_service()
-            operations.rename(service, "n" + service.pk[:8], "root")
+            operations.change(service, name="n" + service.pk[:8], **ROOT)
         return 40
 
     site = at_once(4, ask)

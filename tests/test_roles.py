@@ -54,7 +54,12 @@ ACTS: list[tuple[str, str, Callable[[User], object]]] = [
     ("verify", "operator", lambda who: image_operations.request_verify(image(), actor=who, **ASKED)),
     ("check", "operator", lambda who: operations.request_check(Node.objects.local(), actor=who, **ASKED)),
     ("cancel", "operator", lambda who: operations.cancel(queued_job(), who)),
-    ("rename a service", "operator", lambda who: operations.rename(stopped(), "", who)),
+    ("rename a service", "operator", lambda who: operations.change(stopped(), name="", actor=who, **ASKED)),
+    (
+        "let root's come back after a boot",
+        "admin",
+        lambda who: operations.change(stopped("root"), restore_on_boot=True, actor=who, **ASKED),
+    ),
     ("rename an image", "operator", lambda who: image_operations.rename(image(), "", who)),
     (
         "delete a service",
