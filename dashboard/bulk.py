@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse
@@ -14,28 +14,18 @@ from dashboard.actions import IMAGE_ACTIONS, SERVICE_ACTIONS
 from dashboard.rights import Rights
 from dashboard.tables import ROWS
 from images import operations as image_operations
-from images.models import Image
 from services import operations
-from services.actors import Actor, require_operator
+from services.actors import require_operator
 from services.models import Job, Service
-from services.problems import Problem, bad_input
-from services.states import KINDS, JobKind
+from services.problems import Problem
+from services.states import KINDS, JobKind, ServiceState
 
-
-def _restore(service: Service, *, actor: Actor, source: str) -> Job:
-    """Ask for the restore of a service from the image that it is now."""
-    image = Image.objects.for_display().filter(pk=service.image_id).first() if service.image_id else None
-    if image is None:
-        raise bad_input(
-            f"Service {service} has no image to go on from.", "Start it, or restore an older image of it."
-        )
-    return image_operations.request_restore(image, actor=actor, source=source)
-
-
-_MANY: dict[str, tuple[JobKind, Callable[..., Job]]] = {
-    "dump": (JobKind.DUMP, operations.request_dump),
-    "stop": (JobKind.STOP, operations.request_stop),
-    "restore": (JobKind.RESTORE, _restore),
+# What may be asked of many, and of those in which states. Which older image a stopped one would go back to is
+# for somebody to choose.
+_MANY: dict[str, tuple[Set[ServiceState], Callable[..., Job]]] = {
+    "dump": (KINDS[JobKind.DUMP].allowed, operations.request_dump),
+    "stop": (KINDS[JobKind.STOP].allowed, operations.request_stop),
+    "restore": ({ServiceState.DUMPED}, image_operations.request_restore_of),
 }
 
 
@@ -47,10 +37,10 @@ def bulk(request: HttpRequest) -> HttpResponse:
     verb = given.get("do", "")
     if verb not in _MANY:
         raise Http404
-    kind, operation = _MANY[verb]
+    allowed, operation = _MANY[verb]
     chosen = list(Service.objects.for_display().filter(pk__in=given.getlist("id")[:ROWS]))
     if request.method != "POST":
-        fit = [service for service in chosen if service.state in KINDS[kind].allowed]
+        fit = [service for service in chosen if service.state in allowed]
         rights = Rights.of(request.user)
         context = {
             "action": SERVICE_ACTIONS.get(verb) or IMAGE_ACTIONS[verb],

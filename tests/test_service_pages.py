@@ -10,8 +10,8 @@ from django.contrib.auth.models import User
 from django.test import Client
 from django.utils import timezone
 
-from services.models import Service, ServiceLoad
-from tests.rows import made_service, running_service, stopped_service
+from services.models import Job, Service, ServiceLoad
+from tests.rows import made_service, recorded_image, running_service, stopped_service
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -58,3 +58,18 @@ def test_a_command_is_found_by_its_words(admin: Client) -> None:
         ('echo "käse"', ["odd"]),
     ):
         assert names(admin, q=text) == found, text
+
+
+def test_many_are_restored_only_from_the_images_that_they_are(admin: Client) -> None:
+    dumped, stopped = stopped_service("dumped"), stopped_service("stopped")
+    for service in (dumped, stopped):
+        image = recorded_image(service)
+        Service.objects.filter(pk=service.pk).update(image_id=image.pk)
+    Service.objects.filter(pk=dumped.pk).update(status="dumped")
+    chosen = {"do": "restore", "id": [dumped.pk, stopped.pk]}
+    page = admin.get("/services/bulk/", chosen).content.decode()
+    assert re.findall(r'name="id" value="(\w+)"', page) == [dumped.pk]
+    told = admin.post("/services/bulk/", chosen, follow=True).content.decode()
+    assert "Asked for 1 restore job." in told
+    assert "stopped is stopped, so it is no image that could be restored" in told
+    assert [job.service_id for job in Job.objects.filter(kind="restore")] == [dumped.pk]
