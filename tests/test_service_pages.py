@@ -73,3 +73,14 @@ def test_many_are_restored_only_from_the_images_that_they_are(admin: Client) -> 
     assert "Asked for 1 restore job." in told
     assert "stopped is stopped, so it is no image that could be restored" in told
     assert [job.service_id for job in Job.objects.filter(kind="restore")] == [dumped.pk]
+
+
+def test_the_first_page_counts_in_whole_sentences(admin: Client) -> None:
+    def said() -> str:
+        page = admin.get("/").content.decode()
+        return re.sub(r"\s+", " ", page.split('<p class="help">')[1].split("</p>")[0])
+
+    running_service("one", pid=7)
+    assert said() == "1 of 1 service runs, no job runs or waits."
+    made_service("other")
+    assert said() == "1 of 2 services run, 1 job running or waiting."
