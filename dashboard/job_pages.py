@@ -76,7 +76,7 @@ def _searched(text: str) -> Q:
     return found
 
 
-@page("jobs/job.html", here="jobs", parts={"job": "jobs/_job.html"}, topics=("job:{reference}",))
+@page("jobs/job.html", here="jobs", parts={"job": "jobs/_job.html"}, topics=("job:{reference}", "tick"))
 def job(look: Look, reference: str) -> Context:
     """Show a job with its steps, its error and CRIU's lines."""
     found = find_job(reference)
