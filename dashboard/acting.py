@@ -153,13 +153,16 @@ def shown(request: HttpRequest, heart: str, context: dict[str, Any], status: int
 
 def _dialog(request: HttpRequest, described: Action, subject: Service | Image, back: str) -> HttpResponse:
     rights = Rights.of(request.user)
+    filled = _filled(described, subject, request.GET)
     context = {
         "action": described,
         "subject": subject,
         "title": described.title.format(_called(subject)),
         "hindrance": _hindrance(described, subject),
-        "filled": _filled(described, subject, request.GET),
-        "checked": ["restore_on_boot"] if getattr(subject, "restore_on_boot", False) else [],
+        "filled": filled,
+        "checked": [*filled, *(["restore_on_boot"] if getattr(subject, "restore_on_boot", False) else [])],
+        "unfolded": any(option.rare and option.name in filled for option in described.options),
+        "changed_files": _changed_files(subject, request.GET.get("job", "")),
         "back": back,
         "may": rights.administer if described.admin else rights.operate,
         "rights": rights,
@@ -201,6 +204,12 @@ def _filled(described: Action, subject: Service | Image, query: QueryDict) -> di
         for option in described.options
         if option.name in asked
     }
+
+
+def _changed_files(subject: Service | Image, job: str) -> list[str]:
+    """Return the files for whose change a restore of this image was refused by a job; [] for another job."""
+    refused = Job.objects.filter(pk=job, image_id=subject.pk, error_code="files_changed")
+    return list(refused.values_list("error_lines", flat=True).first() or [])
 
 
 def options_of(described: Action, given: QueryDict) -> dict[str, Any]:

@@ -40,6 +40,12 @@ class Action:
     admin: bool = False
 
 
+_TCP_CLOSE = Option(
+    "tcp_close",
+    "Drop its TCP connections",
+    "Open connections are not kept: at the restore clients are told at once that theirs is gone.",
+    rare=True,
+)
 _GRACE = Option(
     "grace",
     "Seconds to end by itself",
@@ -85,12 +91,7 @@ _FOR_SERVICES = (
                 "folders",
                 rare=True,
             ),
-            Option(
-                "tcp_close",
-                "Drop its TCP connections",
-                "Open connections are not kept: at the restore clients are told at once that theirs is gone.",
-                rare=True,
-            ),
+            _TCP_CLOSE,
             Option(
                 "tcp_skip_in_flight",
                 "Leave out connections that it has not accepted yet",
@@ -217,6 +218,7 @@ _FOR_IMAGES = (
                 "Even if its files have changed since",
                 "Without this it is refused, with a list, when its open files are not as it left them.",
             ),
+            _TCP_CLOSE,
         ),
     ),
     Action(

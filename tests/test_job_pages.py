@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import html
 import re
+from datetime import timedelta
 
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
+from django.utils import timezone
 
+from dashboard import job_pages
 from images import operations as operations_of_images
 from services import operations
-from services.models import Job
+from services.models import Job, Node
 from tests.rows import recorded_image, running_service, stopped_service, taken
 from worker import remedies
 
@@ -81,3 +85,30 @@ def test_a_remedy_that_is_none_is_only_a_retry(admin: Client) -> None:
         answer = admin.post(f"/jobs/{job.pk}/retry/", {"remedy": remedy})
         again = Job.objects.get(retry_of=job.pk)
         assert (answer.headers["Location"], again.options) == (f"/jobs/{again.pk}/", {"leave_running": False})
+
+
+def test_a_job_that_waits_turns_to_say_that_its_worker_was_not_heard_of_for_long(admin: Client) -> None:
+    job = operations.request_dump(running_service(), actor="root", source="manage")
+    Node.objects.update(last_seen_at=timezone.now())
+    assert "It waits until a worker" in text_of(admin, f"/jobs/{job.pk}/")
+    Node.objects.update(last_seen_at=timezone.now() - timedelta(minutes=1))
+    assert "was last heard" in text_of(admin, f"/jobs/{job.pk}/")
+    # Nothing but time passes in between, so an open page has to be looked at for that.
+    assert "tick" in job_pages.job.topics_of({"reference": job.pk})
+
+
+def test_changed_files_are_accepted_in_a_dialog_that_lists_them(admin: Client) -> None:
+    job = failed_restore("files_changed", ["/srv/app/db was 5 bytes", "/srv/<app>/log was not there"])
+    page = text_of(admin, f"/jobs/{job.pk}/")
+    link = re.search(r'href="([^"]+)" data-dialog>Restore it with the files as they are', page)
+    assert link
+    dialog = text_of(admin, html.unescape(link[1]))
+    assert "/srv/app/db was 5 bytes\n/srv/&lt;app&gt;/log was not there" in dialog
+    assert re.search(r'name="accept_changed_files" checked', dialog)
+    assert not re.search(r'name="tcp_close" checked', dialog)
+    admin.post(f"/images/{job.image_id}/restore/", {"accept_changed_files": "on", "tcp_close": "on"})
+    again = Job.objects.exclude(pk=job.pk).get(kind="restore")
+    assert again.options == {"accept_changed_files": True, "tcp_close": True}
+    # The list is this image's only.
+    other = failed_restore("files_changed", ["/srv/other"])
+    assert "/srv/other" not in text_of(admin, f"/images/{job.image_id}/restore/?job={other.pk}")
