@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from django.db.models import Count, Sum
 from django.utils import timezone
@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from images.models import Image
 from metrics.history import Histogram, History, Sums
 from services.models import Job, Node, Service
-from services.states import ACTIVE_JOB, JobState, ServiceState
+from services.states import ACTIVE_JOB, JobKind, JobState, ServiceState
 
 _history = History()
 
@@ -82,24 +82,27 @@ def _services() -> Iterator[Metric]:
 
 
 def _waiting() -> Iterator[Metric]:
-    family = GaugeMetricFamily("miehisto_jobs_active", "Jobs not ended yet.", labels=["node", "status"])
+    family = GaugeMetricFamily(
+        "miehisto_jobs_active", "Jobs not ended yet.", labels=["node", "kind", "status"]
+    )
     oldest = GaugeMetricFamily(
         "miehisto_queue_oldest_seconds",
         "How long the first job in a node's queue has waited.",
         labels=["node"],
     )
     now = timezone.now()
-    found: dict[tuple[str, str], int] = {}
+    found: dict[tuple[str, str, str], int] = {}
     first: dict[str, float] = {}
-    for node, status, queued in (
-        Job.objects.active().order_by().values_list("node__name", "status", "queued_at")
+    for node, kind, status, queued in (
+        Job.objects.active().order_by().values_list("node__name", "kind", "status", "queued_at")
     ):
-        found[node, status] = found.get((node, status), 0) + 1
+        found[node, kind, status] = found.get((node, kind, status), 0) + 1
         if status == JobState.QUEUED:
             first[node] = max(first.get(node, 0.0), (now - queued).total_seconds())
     for node in Node.objects.order_by("name").values_list("name", flat=True):
-        for state in sorted(ACTIVE_JOB):
-            family.add_metric([node, state.value], found.get((node, state.value), 0))
+        for kind in JobKind:
+            for state in sorted(ACTIVE_JOB):
+                family.add_metric([node, kind.value, state.value], found.get((node, kind, state), 0))
         oldest.add_metric([node], first.get(node, 0.0))
     yield from (family, oldest)
 
@@ -114,18 +117,20 @@ def _ended(sums: Sums) -> Iterator[Metric]:
     for node, total in sorted(sums.dumped_bytes.items()):
         written.add_metric([node], total)
     yield from (jobs, written)
-    yield _histogram("miehisto_job_seconds", "How long a worker had a job.", "kind", sums.seconds)
-    yield _histogram("miehisto_job_wait_seconds", "How long a job was queued.", "node", sums.waited)
+    yield _histogram("miehisto_job_seconds", "How long a worker had a job.", ["node", "kind"], sums.seconds)
+    yield _histogram("miehisto_job_wait_seconds", "How long a job was queued.", ["node"], sums.waited)
     yield _histogram(
         "miehisto_dump_frozen_seconds",
         "How long a dump stopped its service, by CRIU's word.",
-        "node",
+        ["node"],
         sums.frozen,
     )
 
 
-def _histogram(name: str, text: str, label: str, found: dict[str, Histogram]) -> Metric:
-    family = HistogramMetricFamily(name, text, labels=[label])
-    for value, histogram in sorted(found.items()):
-        family.add_metric([value], histogram.buckets(), histogram.sum)
+def _histogram(
+    name: str, text: str, labels: Sequence[str], found: dict[tuple[str, ...], Histogram]
+) -> Metric:
+    family = HistogramMetricFamily(name, text, labels=labels)
+    for values, histogram in sorted(found.items()):
+        family.add_metric(values, histogram.buckets(), histogram.sum)
     return family

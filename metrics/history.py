@@ -59,13 +59,13 @@ class Histogram:
 
 
 class Sums:
-    """What some jobs add up to. Seconds and bytes; the keys are (node, kind, status), a kind, or a node."""
+    """What some jobs add up to, in seconds and bytes, by the labels that the figures have."""
 
     def __init__(self) -> None:
         self.ended: dict[tuple[str, str, str], int] = defaultdict(int)
-        self.seconds: dict[str, Histogram] = defaultdict(lambda: Histogram(LONG))
-        self.waited: dict[str, Histogram] = defaultdict(lambda: Histogram(SHORT))
-        self.frozen: dict[str, Histogram] = defaultdict(lambda: Histogram(SHORT))
+        self.seconds: dict[tuple[str, ...], Histogram] = defaultdict(lambda: Histogram(LONG))
+        self.waited: dict[tuple[str, ...], Histogram] = defaultdict(lambda: Histogram(SHORT))
+        self.frozen: dict[tuple[str, ...], Histogram] = defaultdict(lambda: Histogram(SHORT))
         self.dumped_bytes: dict[str, int] = defaultdict(int)
 
     def add(self, ended: Q, known: dict[str, datetime]) -> None:
@@ -84,10 +84,10 @@ class Sums:
             known[key] = finished
             self.ended[node, kind, status] += 1
             if started is not None:
-                self.waited[node].add(max((started - queued).total_seconds(), 0.0))
-                self.seconds[kind].add(max((finished - started).total_seconds(), 0.0))
+                self.waited[node,].add(max((started - queued).total_seconds(), 0.0))
+                self.seconds[node, kind].add(max((finished - started).total_seconds(), 0.0))
             if kind == JobKind.DUMP and status == JobState.SUCCEEDED:
-                self.frozen[node].add(statistics.get("frozen_time", 0) / 1e6)
+                self.frozen[node,].add(statistics.get("frozen_time", 0) / 1e6)
                 self.dumped_bytes[node] += statistics.get("pages_written", 0) * PAGE
 
     def packed(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class Sums:
             "ended": [[*key, number] for key, number in self.ended.items()],
             "dumped_bytes": dict(self.dumped_bytes),
             **{
-                name: {key: [list(one.bounds), one.counts, one.sum] for key, one in found.items()}
+                name: [[key, list(one.bounds), one.counts, one.sum] for key, one in found.items()]
                 for name, found in self._histograms().items()
             },
         }
@@ -109,13 +109,16 @@ class Sums:
             sums.ended[node, kind, status] = number
         sums.dumped_bytes.update(packed["dumped_bytes"])
         for name, found in sums._histograms().items():
-            for key, (bounds, counts, total) in packed[name].items():
-                if bounds != list(found[key].bounds):
+            if not isinstance(packed[name], list):
+                return None
+            for labels, bounds, counts, total in packed[name]:
+                one = found[tuple(labels)]
+                if bounds != list(one.bounds):
                     return None
-                found[key].counts, found[key].sum = counts, total
+                one.counts, one.sum = counts, total
         return sums
 
-    def _histograms(self) -> dict[str, dict[str, Histogram]]:
+    def _histograms(self) -> dict[str, dict[tuple[str, ...], Histogram]]:
         return {"seconds": self.seconds, "waited": self.waited, "frozen": self.frozen}
 
 

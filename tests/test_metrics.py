@@ -59,35 +59,37 @@ def test_jobs_are_counted_once_however_often_they_are_asked_for() -> None:
     found = figures(families.text())
     assert found[f"miehisto_jobs_total kind=dump node={node} status=succeeded"] == 2
     assert found[f"miehisto_jobs_total kind=dump node={node} status=failed"] == 1
-    assert found["miehisto_job_seconds_bucket kind=dump le=0.25"] == 2
-    assert found["miehisto_job_seconds_count kind=dump"] == 3
+    assert found[f"miehisto_job_seconds_bucket kind=dump le=0.25 node={node}"] == 2
+    assert found[f"miehisto_job_seconds_count kind=dump node={node}"] == 3
     assert found[f"miehisto_dumped_bytes_total node={node}"] == 2 * 10 * 4096
     assert found[f"miehisto_dump_frozen_seconds_sum node={node}"] == pytest.approx(0.06)
     assert found[f"miehisto_job_wait_seconds_count node={node}"] == 3
 
 
 def test_a_job_that_is_seen_late_is_counted() -> None:
+    node = Node.objects.local().name
     ended(1)
     families.text()
     ended(1, finished_at=timezone.now() - timedelta(seconds=30))  # its commit came after the look
-    assert figures(families.text())["miehisto_job_seconds_count kind=dump"] == 2
+    assert figures(families.text())[f"miehisto_job_seconds_count kind=dump node={node}"] == 2
 
 
 def test_the_past_is_counted_by_one_process_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node.objects.local().name
     before = timezone.now() - timedelta(days=3)
     ended(0.2, queued_at=before, started_at=before, finished_at=before + timedelta(seconds=0.2))
     ended(7)
     first = figures(families.text())
-    assert first["miehisto_job_seconds_count kind=dump"] == 2
+    assert first[f"miehisto_job_seconds_count kind=dump node={node}"] == 2
     Job.objects.filter(finished_at__lt=timezone.now() - timedelta(days=2)).update(finished_at=None)
     monkeypatch.setattr(families, "_history", History())
     assert figures(families.text()) == first
     ended(1)
-    assert figures(families.text())["miehisto_job_seconds_count kind=dump"] == 3
+    assert figures(families.text())[f"miehisto_job_seconds_count kind=dump node={node}"] == 3
     # Another version has other bounds: it counts anew.
     monkeypatch.setattr("metrics.history.LONG", (0.5, 20.0))
     monkeypatch.setattr(families, "_history", History())
-    assert figures(families.text())["miehisto_job_seconds_bucket kind=dump le=20.0"] == 2
+    assert figures(families.text())[f"miehisto_job_seconds_bucket kind=dump le=20.0 node={node}"] == 2
 
 
 def test_services_images_queue_and_pool_are_told() -> None:
@@ -102,7 +104,8 @@ def test_services_images_queue_and_pool_are_told() -> None:
     assert found[f"miehisto_services node={node.name} state=running"] == 1
     assert found[f"miehisto_services node={node.name} state=failed"] == 0
     assert found[f"miehisto_images node={node.name} status=sealed"] == 1
-    assert found[f"miehisto_jobs_active node={node.name} status=queued"] == 1
+    assert found[f"miehisto_jobs_active kind=check node={node.name} status=queued"] == 1
+    assert found[f"miehisto_jobs_active kind=dump node={node.name} status=queued"] == 0
     assert found[f"miehisto_queue_oldest_seconds node={node.name}"] >= 60
     assert found[f"miehisto_pool_free_bytes node={node.name}"] == 40
     assert found[f"miehisto_node_heartbeat_age_seconds node={node.name}"] < 60
@@ -114,6 +117,10 @@ def test_every_figure_is_documented_and_on_the_board_there_is_no_other() -> None
     page = (CHECKOUT / "docs/metrics.md").read_text(encoding="utf-8")
     assert told == {name.removesuffix("_total") for name in re.findall(r"^\| `(miehisto_\w+)`", page, re.M)}
     board = Path(CHECKOUT / "deploy/grafana.json").read_text(encoding="utf-8")
+    queries = re.findall(r'"expr": "(.*miehisto_.*)"', board)
+    assert all(query.count("miehisto_") == query.count('{node=~\\"$node\\"') for query in queries), (
+        "each heeds it"
+    )
     used = {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in re.findall(r"miehisto_\w+", board)}
     assert used <= told
 
