@@ -20,6 +20,9 @@ from typing import Any, BinaryIO
 
 import psycopg
 import pytest
+from django.apps import apps
+from django.db.migrations import AddField
+from django.db.migrations.loader import MigrationLoader
 
 from tests.isolation import FOLDER
 from tests.servers import Redis, folder, started
@@ -33,6 +36,8 @@ TABLES = (
     *("services_node", "services_service", "services_job", "services_jobevent", "services_apitoken"),
     *("images_image", "auth_user", "auth_user_user_permissions"),
 )
+FIRST_VERSION = {"services": "0014_sums_of_jobs", "images": "0004_pages_indexes"}
+"""The newest migrations of the first version, which no older worker can have met."""
 Rows = dict[str, list[dict[str, Any]]]
 
 
@@ -226,6 +231,20 @@ def test_an_older_worker_works_on_in_a_newer_database_and_is_not_started_on_it()
         assert refused.code == 1
         assert "It belongs to a newer Miehistö, with services.9999_later." in refused.err
         assert "Start that version here too" in refused.err
+
+
+def test_a_later_version_s_columns_fill_themselves() -> None:
+    """An older worker goes on with its jobs on the newer database: its INSERT names no later column."""
+    migrations = MigrationLoader(None).disk_migrations
+    own = {app for app, _ in migrations if Path(apps.get_app_config(app).path).parent == CHECKOUT}
+    assert own == set(FIRST_VERSION)
+    for (app, name), migration in sorted(migrations.items()):
+        if app not in own or name <= FIRST_VERSION[app]:
+            continue
+        for added in migration.operations:
+            if isinstance(added, AddField) and not added.field.many_to_many:
+                fills_itself = added.field.null or added.field.has_db_default()
+                assert fills_itself, f"{app}.{name}: {added.name} needs a db_default, or null=True"
 
 
 @contextmanager
