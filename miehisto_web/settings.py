@@ -1,5 +1,6 @@
 """Django's settings, read once from the environment; docs/settings.md has the table of all names."""
 
+import os
 import shutil
 import socket
 from datetime import timedelta
@@ -14,7 +15,10 @@ from miehisto_web.environment import database_from_url, host_of_bind, is_loopbac
 BASE_DIR = Path(__file__).resolve().parent.parent
 PRIVATE_PREFIX = Path("/opt/miehisto/bin")
 
-env = Env()  # an empty text means the default
+env = Env()
+# An empty text means the default, for numbers and switches too.
+for _name in [name for name, value in os.environ.items() if name.startswith("MIEHISTO_") and not value]:
+    del os.environ[_name]
 
 # --- Miehistö -------------------------------------------------------------------------------------
 MIEHISTO_STATE_DIR = Path(env.str("MIEHISTO_STATE_DIR", "") or "/var/lib/miehisto").absolute()

@@ -55,7 +55,7 @@ def loaded(**environment: str) -> dict[str, Any]:
 
 
 def test_the_defaults_are_safe(tmp_path: Path) -> None:
-    settings = loaded(MIEHISTO_NODE="", MIEHISTO_RUN_DIR="")
+    settings = loaded(**dict.fromkeys(names_in(ROOT / "miehisto_web/settings.py"), ""))
     assert settings["DEBUG"] is False
     assert settings["SESSION_COOKIE_HTTPONLY"] is True
     assert {"localhost", "127.0.0.1", "[::1]", settings["MIEHISTO_NODE"]} <= set(settings["ALLOWED_HOSTS"])
