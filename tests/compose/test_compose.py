@@ -18,6 +18,9 @@ from tests.pages import Page
 from tests.stack import CHECKOUT, eventually, free_port
 
 PAGE = Page(CHECKOUT / "docs/compose.md")
+PRIVATE = (".env", "db.sqlite3", "var/notes", "backup/pool.tar")
+"""What may lie in a checkout, and belongs into no image."""
+CANARY = "# not for an image"
 IGNORED = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "test-artifacts")
 
 
@@ -32,6 +35,9 @@ class Compose:
         self.folder = engine.state / "checkout"
         self.port = free_port()
         shutil.copytree(CHECKOUT, self.folder, ignore=IGNORED, symlinks=True)
+        for name in PRIVATE:
+            (self.folder / name).parent.mkdir(exist_ok=True)
+            (self.folder / name).write_text(CANARY)
         engine.environment["MIEHISTO_PUBLISH"] = f"127.0.0.1:{self.port}"
 
     def __call__(self, *words: str, timeout: float = 600) -> str:
@@ -141,3 +147,9 @@ def test_no_secret_stands_in_an_environment_that_the_engine_shows(compose: Compo
     for part in ("site", "worker", "redis", "postgres"):
         container = compose("ps", "--quiet", part).strip()
         assert password not in compose.engine.docker("inspect", container)
+
+
+def test_nothing_private_of_the_checkout_is_in_the_image(compose: Compose) -> None:
+    password = (compose.folder / "secrets/database_password").read_text().strip()
+    look = 'grep -rlF -e "$1" -e "$2" /opt/miehisto/app || echo nothing'
+    assert compose("exec", "-T", "worker", "sh", "-c", look, "sh", password, CANARY).strip() == "nothing"
