@@ -38,6 +38,9 @@ class Compose:
         for name in PRIVATE:
             (self.folder / name).parent.mkdir(exist_ok=True)
             (self.folder / name).write_text(CANARY)
+        self.config = engine.state / "etc-miehisto"
+        self.config.mkdir()
+        engine.environment["MIEHISTO_CONFIG_DIR"] = str(self.config)
         engine.environment["MIEHISTO_PUBLISH"] = f"127.0.0.1:{self.port}"
 
     def __call__(self, *words: str, timeout: float = 600) -> str:
@@ -109,27 +112,58 @@ def test_this_host_passes_its_check(compose: Compose) -> None:
     assert checks["able"] is True
 
 
+COUNTER = (
+    "import http.server as h\n"
+    "class Count(h.BaseHTTPRequestHandler):\n"
+    "    seen = 0\n"
+    "    def do_GET(self):\n"
+    "        Count.seen += 1\n"
+    "        self.send_response(200); self.end_headers(); self.wfile.write(b'%d' % Count.seen)\n"
+    "h.HTTPServer(('127.0.0.1', 8080), Count).serve_forever()\n"
+)
+ASK = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8080', timeout=5).read().decode())"
+
+
+def count(compose: Compose) -> str:
+    """Return what the counter says, once it listens."""
+    return eventually(lambda: compose.python("worker", ASK), 60)
+
+
 def test_a_service_is_dumped_the_stack_restarted_and_the_service_restored(compose: Compose) -> None:
-    counter = (
-        "import http.server as h\n"
-        "class Count(h.BaseHTTPRequestHandler):\n"
-        "    seen = 0\n"
-        "    def do_GET(self):\n"
-        "        Count.seen += 1\n"
-        "        self.send_response(200); self.end_headers(); self.wfile.write(b'%d' % Count.seen)\n"
-        "h.HTTPServer(('127.0.0.1', 8080), Count).serve_forever()\n"
-    )
-    ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8080', timeout=5).read().decode())"
-    service = compose.mhctl("service", "create", "--name", "counter", "python3", "-c", counter)
-    assert [eventually(lambda: compose.python("worker", ask)) for _ in range(2)] == ["1", "2"]
+    service = compose.mhctl("service", "create", "--name", "counter", "python3", "-c", COUNTER)
+    assert [count(compose), count(compose)] == ["1", "2"]
     image = Path(compose.mhctl("service", "dump", "counter")).name
     compose("down")
     compose("up", "--detach", "--wait", "--wait-timeout", "120")
     shown = json.loads(compose.mhctl("service", "show", service, "--json"))
     assert shown["status"] == "dumped"
     assert compose.mhctl("service", "restore", "--from", image) == image
-    assert compose.python("worker", ask) == "3"
-    compose.mhctl("service", "stop", "counter")
+    assert count(compose) == "3"
+    compose.mhctl("service", "delete", "--stop", "counter")
+
+
+@pytest.mark.parametrize(("age", "verdict"), [("now", "healthy"), ("2 minutes ago", "unhealthy")])
+def test_a_worker_without_a_heartbeat_is_unhealthy(compose: Compose, age: str, verdict: str) -> None:
+    container = compose("ps", "--quiet", "worker").strip()
+    shown = compose.engine.docker("inspect", "--format", "{{json .Config.Healthcheck.Test}}", container)
+    kind, check = json.loads(shown)
+    assert kind == "CMD-SHELL"
+    program = (
+        "mount -t tmpfs none /run/miehisto\n"
+        'touch -d "$2" /run/miehisto/worker.ready\n'
+        'if sh -c "$1"; then echo healthy; else echo unhealthy; fi\n'
+    )
+    words = ("unshare", "-m", "sh", "-ec", program, "sh", check, age)
+    assert compose("exec", "-T", "worker", *words).strip() == verdict
+
+
+def test_root_s_policy_on_the_host_holds_in_the_worker(compose: Compose) -> None:
+    policy = compose.config / "policy.toml"
+    policy.write_text("root = false\n")
+    create = "mhctl service create --name roots sleep 1000 2>&1 || mhctl service delete roots"
+    said = compose("exec", "-T", "worker", "sh", "-c", create)
+    policy.unlink()
+    assert "(rule 'root' in /etc/miehisto/policy.toml)" in said
 
 
 def test_the_site_has_neither_images_nor_rights(compose: Compose) -> None:
