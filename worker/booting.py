@@ -36,9 +36,9 @@ _ANEW = "The node was started anew"
 class Boot:
     """What a boot has left to be done on one node.
 
-    A boot is a kernel's, but also a container's (another process is PID 1) and a loss of RUN_DIR, which holds
-    what is true until the next boot. What is left to be done is kept in STATE_DIR, so that it outlives a
-    worker, and a power cut in the midst of it.
+    A boot is a kernel's, but also a container's (another process is PID 1, or RUN_DIR/started, a tmpfs of its
+    own, is empty again) and a loss of RUN_DIR, which holds what is true until the next boot. What is left to
+    be done is kept in STATE_DIR, so that it outlives a worker, and a power cut in the midst of it.
 
     Args:
         paths: the node's folders.
@@ -58,7 +58,7 @@ class Boot:
         """Find out, once, whether this is a new boot; to be called before rows are settled."""
         if self._known:
             return
-        self._boot = _boot_of(self._paths.run_dir / "boot")
+        self._boot = _boot_of(self._paths.run_dir / "started")
         kept = _read(self._file)
         self._pending = kept.get("pending", {})
         if kept.get("boot") != self._boot:
@@ -188,8 +188,10 @@ class Boot:
             )
 
 
-def _boot_of(token: Path) -> str:
-    """Return what names the present boot, past a RUN_DIR that was emptied; `token` is a file in it."""
+def _boot_of(folder: Path) -> str:
+    """Return what names the present boot, past a RUN_DIR that was emptied; `folder` lies in it."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    token = folder / "boot"
     try:
         mark = token.read_text(encoding="ascii")
     except FileNotFoundError:

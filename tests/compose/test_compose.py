@@ -142,6 +142,18 @@ def test_a_service_is_dumped_the_stack_restarted_and_the_service_restored(compos
     compose.mhctl("service", "delete", "--stop", "counter")
 
 
+def test_a_restart_of_the_worker_s_container_counts_as_a_boot(compose: Compose) -> None:
+    """It ends the services in it, though the host, the queue and the site have gone on."""
+    words = ("--name", "back", "--restore-on-boot", "python3", "-c", COUNTER)
+    compose.mhctl("service", "create", *words)
+    assert [count(compose), count(compose)] == ["1", "2"]
+    compose.mhctl("service", "dump", "back", "--leave-running")
+    assert count(compose) == "3", "which is lost"
+    compose("restart", "worker")
+    assert count(compose) == "3"
+    compose.mhctl("service", "delete", "--stop", "back")
+
+
 @pytest.mark.parametrize(("age", "verdict"), [("now", "healthy"), ("2 minutes ago", "unhealthy")])
 def test_a_worker_without_a_heartbeat_is_unhealthy(compose: Compose, age: str, verdict: str) -> None:
     container = compose("ps", "--quiet", "worker").strip()
