@@ -199,13 +199,15 @@ def named(comm: bytes) -> Iterator[int]:
 
 
 def test_a_process_may_have_any_name() -> None:
-    for comm in (b") Z 1 1", b"\n", b"a\nState:\tZ", b"(((", b"\xff\xfe", b") X (", b"x) 0 0 0 0 0"):
+    odd = (b") Z 1 1", b"\n", b"a\nState:\tZ", b"(((", b"\xff\xfe", b") X (", b"x) 0 0 0 0 0", b"\rForged: x")
+    for comm in odd:
         with named(comm) as pid:
             found = Process.of(pid)
             assert found is not None, comm
             assert found.alive()
             assert process.status(pid)["PPid"] == str(os.getpid()), comm
             assert process.status(pid)["State"][0] in "RS", comm
+            assert "Forged" not in process.status(pid)
             assert pid in process.children(os.getpid())
     assert ctypes.CDLL(None).prctl(_PR_SET_NAME, b"pytest", 0, 0, 0) == 0
 

@@ -14,6 +14,7 @@ import pytest
 
 from tests.servers import Redis, program, started
 from tests.stack import Stack, living
+from worker import cgroups, namespaces, scan_files
 
 TMPFS = ("-t", "tmpfs", "tests")
 
@@ -65,6 +66,17 @@ def options(request: pytest.FixtureRequest, folder: Path) -> tuple[str, ...]:
         (folder / "elsewhere").mkdir()
         return ("--bind", str(folder / "elsewhere"))
     return btrfs(folder) if request.param == "btrfs" else TMPFS
+
+
+def test_a_mount_point_may_have_any_name(folder: Path) -> None:
+    """A user who may mount something of his own (FUSE, user namespaces) stops nobody's start or dry run."""
+    with mounted(folder / "a\r0 \u2028 \x85b\x0c", *TMPFS) as point:
+        assert str(point) not in namespaces.host_mounts(), "CRIU could not name it"
+        assert namespaces.is_tmpfs(str(point))
+        seen = scan_files.Mounts()
+        seen.add(os.getpid())
+        assert str(point) in {name for found in seen.points.values() for _, name, _ in found}
+        cgroups.home("memory")
 
 
 def test_what_was_mounted_before_the_start_is_seen(

@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from worker.namespaces import lines_of
+
 _PREFIX = "miehisto-"
 _CONTROLLERS = {"memory": "memory", "tasks": "pids"}
 _FILES = {
@@ -42,7 +44,7 @@ def home(limit: str, mounts: str | None = None, own: str | None = None) -> Home 
     """
     controller = _CONTROLLERS[limit]
     groups = _own_groups(_read("/proc/self/cgroup") if own is None else own)
-    for line in (_read("/proc/self/mountinfo") if mounts is None else mounts).splitlines():
+    for line in lines_of("/proc/self/mountinfo") if mounts is None else mounts.splitlines():
         fields, _, rest = line.partition(" - ")
         kind, _, options = rest.split(" ", 2)
         root, point = fields.split(" ")[3:5]

@@ -47,6 +47,16 @@ _ENGINES_MARKS = ("/io.containerd.", "/kubernetes.io~")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def lines_of(path: str) -> list[str]:
+    """Return the lines of a file of /proc; names in it may hold what else a line could end with.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        return file.read().rstrip("\n").split("\n")
+
+
 class _Mount:
     """A row of /proc/self/mountinfo (proc_pid_mountinfo(5))."""
 
@@ -56,7 +66,7 @@ class _Mount:
         fields, _, rest = row.partition(" - ")
         self.identity, self.parent, _, _, point, *_ = fields.split(" ")
         self.point = unescaped(point)
-        self.type, _, self.options = rest.rstrip("\n").split(" ", 2)
+        self.type, _, self.options = rest.split(" ", 2)
 
     def is_on_top(self) -> bool:
         """Tell whether this mount is what a look at its point meets: not hidden by another, and reachable.
@@ -75,8 +85,7 @@ class _Mount:
 
 
 def _mounts() -> list[_Mount]:
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        return [_Mount(row) for row in file]
+    return [_Mount(row) for row in lines_of("/proc/self/mountinfo")]
 
 
 def _engines_folders(mounts: Iterable[_Mount]) -> Iterator[str]:
@@ -119,10 +128,12 @@ def host_mounts(skip: Iterable[str] = ()) -> list[str]:
 
     def has_its_folder(mount: _Mount) -> bool:
         """Tell whether the service has the folder to bind it on: not where that is of a skipped mount."""
+        if mount.parent == mount.identity:  # as a root's can be
+            return True
         above = mounts.get(mount.parent)
         # What lies on the very point of an autofs, say, takes its place.
-        while above and above.point == mount.point:
-            above = mounts.get(above.parent)
+        if above and above.point == mount.point:
+            return has_its_folder(above)
         return above is None or (not skipped(above) and has_its_folder(above))
 
     return sorted(

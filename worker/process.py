@@ -125,7 +125,8 @@ def tree(pid: int) -> Iterator[int]:
 def status(pid: int) -> dict[str, str]:
     """Return the fields of /proc/PID/status (proc_pid_status(5)); empty if the process is gone."""
     try:
-        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+        # Of what ends a line elsewhere a name there may hold all but "\n".
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace", newline="\n") as file:
             rows = (line.partition(":") for line in file)
             return {name: value.strip() for name, _, value in rows}
     except (FileNotFoundError, ProcessLookupError):

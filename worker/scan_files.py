@@ -13,7 +13,7 @@ from pathlib import Path
 
 from worker import findings, scan_locks, scan_watches
 from worker.findings import Finding
-from worker.namespaces import unescaped
+from worker.namespaces import lines_of, unescaped
 from worker.scan_sockets import Held, protocol_of
 
 _ANONYMOUS = frozenset(
@@ -45,8 +45,7 @@ class Mounts:
         if namespace in self._namespaces:
             return
         self._namespaces.add(namespace)
-        text = Path(f"/proc/{pid}/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
-        for line in text.splitlines():
+        for line in lines_of(f"/proc/{pid}/mountinfo"):
             fields, _, rest = line.partition(" - ")
             number, _, device, _, point, *_ = fields.split(" ")
             major, minor = map(int, device.split(":"))
