@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as made
 
 from mhctl.commandline import NOUNS, Parsed, parse
 from mhctl.errors import UsageError
 from services import validation
 from services.problems import Problem
+from tests.archives import FILES, IMAGE, facts_of, node_in
 from tests.stack import Stack, eventually
-from worker import engine, namespaces
+from worker import engine, importing, manifest, namespaces, presently, scanning, spec, supervision
+from worker.errors import JobFailed
 from worker.paths import archive_name, checked_id
 from worker.runmh import launch
 
@@ -106,6 +111,103 @@ def test_what_becomes_part_of_a_path_is_an_id_or_a_plain_name(text: str) -> None
             and word.isascii()
             and word.isprintable()
         )
+
+
+SPEC: dict[str, Any] = {
+    "argv": ["/bin/true", "x"], "user": "nobody", "group": "", "cwd": "/", "env": {"A": "b"},
+    "data": ["/srv"], "carry": [], "privileges": {"cap_add": ["CHOWN"]}, "limits": {"memory": 1 << 20},
+    "binds": ["/a:/b:ro"],
+}  # fmt: skip
+
+
+def like(sound: Any) -> made.SearchStrategy[Any]:
+    """Make up objects like a sound one, in which some fields are something else."""
+    fields = {key: made.just(value) | ANYTHING for key, value in sound.items()}
+    return made.fixed_dictionaries({}, optional=fields)
+
+
+@given(like(SPEC))
+@example({"argv": ["/bin/true", "\ud800"]})
+def test_a_spec_that_is_accepted_can_be_run(value: Any) -> None:
+    """What the supervisor does with a spec before it runs anything, but for what the kernel may refuse."""
+    try:
+        found = spec.checked(value)
+    except JobFailed as failure:
+        assert failure.code == "bad_spec"
+        return
+    texts = [*found["argv"], found.get("cwd") or "/"]
+    texts += [text for pair in found.get("env", {}).items() for text in pair]
+    assert all(b"\0" not in os.fsencode(text) for text in texts)
+    for source, target, _ in launch.binds_of(found):
+        assert os.fsencode(source)[:1] == os.fsencode(target)[:1] == b"/"
+    assert json.loads(json.dumps(found)) == found
+
+
+@given(like(json.loads(facts_of(FILES))) | ANYTHING)
+def test_a_manifest_is_refused_or_says_what_can_be(value: Any) -> None:
+    text = json.dumps(manifest._summed(value) if isinstance(value, dict) else value).encode()
+    try:
+        facts = manifest.parse(Path("x"), text)
+    except JobFailed as failure:
+        assert failure.code in {"image_damaged", "manifest_too_new"}
+        return
+    if not list(importing.faults_of(facts)):
+        assert checked_id(facts["image"]) and checked_id(facts["service"])
+        assert all("/" not in name and entry["size"] >= 0 for name, entry in facts["files"].items())
+
+
+STATE: dict[str, Any] = {
+    "phase": "running", "runmh": [4000000, 1], "init": [4000001, 2], "main": [4000002, 3], "pipe": 7,
+    "image": "", "mounts": [["/", "/"]], "exit_code": None, "exit_signal": 9,
+}  # fmt: skip
+
+
+@given(like(STATE) | ANYTHING)
+def test_a_supervisors_state_is_understood_or_says_nothing(value: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        paths = node_in(Path(folder))
+        paths.runtime(IMAGE).mkdir(parents=True)
+        paths.state(IMAGE).write_text(json.dumps(value))
+        assert supervision.running(paths, IMAGE) is None, "there is no such process"
+        left = supervision.read_state(paths, IMAGE)
+    assert left in ({}, value)
+    engine.describe(engine.Ended(left.get("exit_code"), left.get("exit_signal")))
+
+
+@settings(max_examples=25)
+@given(
+    made.binary(max_size=15),
+    made.binary(min_size=1, max_size=60),
+    made.lists(made.binary(max_size=20), max_size=3),
+)
+def test_a_process_may_call_itself_and_its_files_what_it_likes(
+    comm: bytes, name: bytes, words: list[bytes]
+) -> None:
+    """What a hostile service writes into its part of /proc is shown, and the scan before a dump ends well."""
+    name, words = (
+        name.replace(b"\0", b"").replace(b"/", b"") or b"x",
+        [word.replace(b"\0", b"") for word in words],
+    )
+    code = (
+        "import ctypes, mmap, os, sys\n"
+        "ctypes.CDLL(None).prctl(15, bytes.fromhex(sys.argv[1]), 0, 0, 0)\n"
+        "name = bytes.fromhex(sys.argv[2])\n"
+        "held = [os.memfd_create(name), os.open(name, os.O_RDWR | os.O_CREAT)]\n"
+        "os.truncate(held[1], 4096); memory = mmap.mmap(held[1], 4096); os.unlink(name)\n"
+        "print(flush=True); sys.stdin.read()\n"
+    )
+    with tempfile.TemporaryDirectory() as folder, subprocess.Popen(
+        [sys.executable, "-c", code, comm.hex(), name.hex(), *words], cwd=folder, env={b"\xff": b"\n"},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as child:  # fmt: skip
+        assert child.stdin and child.stdout
+        child.stdout.readline()
+        shown = presently.look(child.pid)
+        told = scanning.scan(child.pid, pool=Path(folder))
+        child.stdin.close()
+    json.dumps([shown, told]).encode()
+    assert [each["pid"] for each in shown["processes"]] == [child.pid]
+    assert {each["kind"] for each in shown["files"]} >= {"memfd", "file"}
 
 
 WORDS = made.sampled_from(

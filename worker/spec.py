@@ -6,6 +6,7 @@ manifest by hand. Knows nothing of what is allowed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,10 @@ from worker.errors import JobFailed
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and "\0" not in value
+    try:
+        return isinstance(value, str) and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:  # half a character, which no program can be given
+        return False
 
 
 def _is_folder(value: object) -> bool:
