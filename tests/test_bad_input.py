@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import uuid
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
@@ -26,6 +27,9 @@ from tests.refusals import (
     usage_error,
 )
 from tests.stack import Stack, eventually, living
+from tests.test_dry_run import Node
+from worker import orphans
+from worker.errors import JobFailed
 
 NOBODY = "f" * 32
 
@@ -158,6 +162,22 @@ def test_a_service_that_exits_at_once_tells_its_last_lines(patient: Stack) -> No
     refusal = create_fails(stack, "sh", "-c", "kill -SEGV $$", code="exited_at_once")
     assert "SIGSEGV" in refusal.message
     assert stack.show("service", refusal.service)["exit_signal"] == 11
+
+
+def test_a_service_that_exits_at_once_is_not_explained_by_an_earlier_run(folder: Path) -> None:
+    orphans.adopt()
+    engine = Node(folder).engine
+    engine.tools = engine.tools._replace(settle=30.0)
+    service = uuid.uuid4().hex
+    for command, lines in (
+        ("echo cannot open the key; printf half; exit 3", ["cannot open the key", "half"]),
+        ("exit 4", []),
+        ("echo no memory; exit 5", ["no memory"]),
+    ):
+        with pytest.raises(JobFailed) as failure:
+            engine.start(service, {"argv": ["sh", "-c", command]})
+        assert (failure.value.code, failure.value.lines) == ("exited_at_once", lines)
+    orphans.reap()
 
 
 def test_surroundings_that_do_not_exist(stack: Stack, tmp_path: Path) -> None:

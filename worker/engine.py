@@ -134,6 +134,8 @@ class Engine:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_json(path, spec)
             self.paths.empty_root.mkdir(mode=0o700, exist_ok=True)
+            log = self.paths.log(service_id)
+            said_before = supervision.end_of(log)
             with self._admitted(policy, service_id):
                 running = supervision.launch(
                     self.paths, "start", service_id, self.tools.tini, self.tools.timeout
@@ -146,7 +148,7 @@ class Engine:
                     "exited_at_once",
                     f"The service ended as soon as it was started ({describe(ended)}).",
                     "Read its last lines; try the command by hand as the same user.",
-                    supervision.last_lines(self.paths.log(service_id)),
+                    supervision.last_lines(log, said_before),
                 )
             return running
 

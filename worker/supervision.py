@@ -66,10 +66,12 @@ class Running(NamedTuple):
 class Supervisor:
     """A runmh that was launched and has not said yet how it went."""
 
-    def __init__(self, paths: Paths, service_id: str, ready: int, launcher: subprocess.Popen[bytes]) -> None:
-        self._paths = paths
+    def __init__(
+        self, errors: Path, before: tuple[int, int] | None, ready: int, launcher: subprocess.Popen[bytes]
+    ) -> None:
+        self._errors = errors
+        self._before = before
         self._launcher = launcher
-        self._service_id = service_id
         self._ready = ready
 
     def settle(self, timeout: float) -> dict[str, Any]:
@@ -95,8 +97,8 @@ class Supervisor:
             raise JobFailed(
                 "supervisor_died",
                 "The service's supervisor ended without a word.",
-                f"Read {self._paths.runtime(self._service_id) / 'runmh.err'}.",
-                last_lines(self._paths.runtime(self._service_id) / "runmh.err"),
+                f"Read {self._errors}.",
+                last_lines(self._errors, self._before),
             )
         state: dict[str, Any] = json.loads(heard)
         return state
@@ -144,7 +146,9 @@ def begin(
         **(options or {}),
     }
     try:
-        with (paths.runtime(service_id) / "runmh.err").open("ab") as errors:
+        file = paths.runtime(service_id) / "runmh.err"
+        before = end_of(file)
+        with file.open("ab") as errors:
             launcher = spares.order(
                 f"{action} {service_id} {paths.run_dir}",
                 [action, service_id, *(f"--{name}={value}" for name, value in words.items())],
@@ -155,7 +159,7 @@ def begin(
         raise
     finally:
         os.close(ready)
-    return Supervisor(paths, service_id, listen, launcher)
+    return Supervisor(file, before, listen, launcher)
 
 
 def launch(paths: Paths, action: str, service_id: str, tini: str, timeout: float) -> Running:
@@ -370,11 +374,28 @@ def _running(state: Mapping[str, Any]) -> Running:
     )
 
 
-def last_lines(log: Path, count: int = 10) -> list[str]:
-    """Return the last `count` lines of a text file; none if it is missing."""
+def end_of(log: Path) -> tuple[int, int] | None:
+    """Return where a text file ends now, for `last_lines`: its inode and its size; None if it is missing."""
+    try:
+        found = log.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_size
+
+
+def last_lines(log: Path, before: tuple[int, int] | None = None, count: int = 10) -> list[str]:
+    """Return the last `count` lines of a text file; none if it is missing.
+
+    Args:
+        before: what `end_of` returned once; only what has been written since is read, also if the file was
+            rotated meanwhile.
+    """
     try:
         with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 16384))
+            start = file.seek(0, os.SEEK_END) - 16384
+            if before is not None and before[0] == os.fstat(file.fileno()).st_ino:
+                start = max(start, before[1])
+            file.seek(max(0, start))
             return file.read().decode("utf-8", "replace").splitlines()[-count:]
     except OSError:
         return []
