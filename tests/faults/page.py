@@ -6,6 +6,7 @@ usage: python -m tests.faults.page RECORDS [NOTE]
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,21 +31,25 @@ the rows through the API; and the history of events, which is replayed.
 A finding is a round after which any of that was not as it must be, or a job was not settled within 10 s of
 a new worker's being ready. `load` is how busy the machine was with other things, too. A service is lost when
 it neither runs nor is in an image, and no cause is on record.
+
+A new run replaces this page, with all that an older one has found: what was found and mended stands in the
+history of the repository, and in the tests.
 """
 
 
-def page(records: list[dict[str, Any]], machine: str, day: str, note: str = "") -> str:
+def page(records: list[dict[str, Any]], machine: str, day: str, commit: str, note: str = "") -> str:
     """Return the page.
 
     Args:
         records: as `campaign.Fault` has them; several of one name are runs of one fault, and all count.
+        commit: of the code that was harmed.
         note: what a reader should know of these runs.
     """
     faults = merged(records)
     rounds = sum(fault["rounds"] for fault in faults)
     findings = sum(len(fault["findings"]) for fault in faults)
     lost = sum(fault["lost"] for fault in faults)
-    text = f"{_HEAD}\nTaken on {day} on {machine}.{' ' if note else ''}{note}\n\n"
+    text = f"{_HEAD}\nTaken on {day} from commit {commit} on {machine}.{' ' if note else ''}{note}\n\n"
     text += f"**{rounds} rounds, {findings} findings, {lost} services lost.**\n\n"
     rows = []
     for fault in faults:
@@ -86,12 +91,19 @@ def _told(value: Any) -> str:
     return str(value)
 
 
+def commit() -> str:
+    """Return the commit that is checked out; "-dirty" behind it says that there is more than that."""
+    words = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
+    return subprocess.run(words, cwd=PAGE.parent, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def main() -> None:
     """Write the page."""
     lines = Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     today = f"{datetime.now(UTC):%Y-%m-%d}"
-    PAGE.write_text(page(records, machine(), today, " ".join(sys.argv[2:])), encoding="utf-8")
+    text = page(records, machine(), today, commit(), " ".join(sys.argv[2:]))
+    PAGE.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -66,7 +66,8 @@ def test_the_page_adds_up_what_several_runs_of_a_fault_found() -> None:
         record | {"seed": 1, "findings": [], "facts": {"ended": {"exited": 3}}},
         record | {"seed": 2, "findings": ["round 1: it is gone"], "facts": {}, "lost": 1},
     ]
-    text = page(runs, "a machine", "2026-01-01")
+    text = page(runs, "a machine", "2026-01-01", "0123abc")
+    assert "Taken on 2026-01-01 from commit 0123abc on a machine." in text
     assert "**6 rounds, 1 findings, 1 services lost.**" in text
     assert "| tini killed | 6 | 1 | 1 | 1, 2 | 4 | 1.0 |" in text
     assert "- seed 2, round 1: it is gone" in text and "- ended: exited 3" in text
