@@ -76,7 +76,7 @@ async def service_now(request: HttpRequest, reference: str) -> HttpResponse:
     return answer
 
 
-_LOOKS: dict[str, tuple[float, dict[str, Any]]] = {}
+_LOOKS: dict[tuple[str, int | None], tuple[float, dict[str, Any]]] = {}
 _LOOK_KEPT = 4.0  # seconds; many may look at one service, and each look costs its node
 
 
@@ -85,9 +85,10 @@ async def _seen(service: Service) -> dict[str, Any]:
     now = time.monotonic()
     for key in [key for key, (at, _) in _LOOKS.items() if now - at > _LOOK_KEPT]:
         del _LOOKS[key]
-    if service.pk not in _LOOKS:
-        _LOOKS[service.pk] = (now, await presently.now(service))
-    return _LOOKS[service.pk][1]
+    run = (service.pk, service.pid)
+    if run not in _LOOKS:
+        _LOOKS[run] = (now, await presently.now(service))
+    return _LOOKS[run][1]
 
 
 async def check_command(request: HttpRequest) -> HttpResponse:

@@ -116,6 +116,7 @@
     morphChildren(part, fresh.content);
     tellTimes(part);
     markScrollers(part);
+    if (window.htmx) window.htmx.process(part);
     part.dispatchEvent(new CustomEvent("miehisto:shown", { bubbles: true }));
   }
 
