@@ -185,10 +185,22 @@
     show(event.target, event.detail.xhr.responseText);
   });
 
+  // What is outside of an open dialog is neither seen nor read out.
+  function sayAt(place, text) {
+    if (!dialog.open || !place || !dialog.contains(place)) return say(text);
+    const said = document.createElement("p");
+    said.className = "notice error";
+    said.setAttribute("role", "alert");
+    said.textContent = text;
+    place.replaceChildren(said);
+  }
+
   document.addEventListener("htmx:responseError", (event) => {
-    say("The site answered with an error (" + event.detail.xhr.status + "). Load the page again.");
+    sayAt(event.detail.target, "The site answered with an error (" + event.detail.xhr.status + "). Load the page again.");
   });
-  document.addEventListener("htmx:sendError", () => say("The site cannot be reached. Is miehistod running?"));
+  document.addEventListener("htmx:sendError", (event) => {
+    sayAt(event.detail.target, "The site cannot be reached. Is miehistod running?");
+  });
 
   document.addEventListener("change", (event) => {
     if (!event.target.matches("[data-all]")) return;
