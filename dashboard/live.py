@@ -21,6 +21,7 @@ from django.urls import Resolver404, resolve
 from django.views.decorators.http import require_GET
 
 from dashboard.changes import Changes
+from dashboard.following import followed
 from dashboard.page import Look, Moved, Page, Part, Words
 from dashboard.rights import Rights
 from services import waiting
@@ -39,6 +40,8 @@ LOOK_ANYWAY = 2.0  # seconds between two looks at the rows when no bell rings: a
 LONGEST = 300.0  # seconds; then the browser comes again, and whether it may is asked anew
 KEEP_ALIVE = 15.0  # seconds
 RETRY = 1000  # milliseconds that a browser waits before it comes again
+
+_END = "end"  # of a stream
 
 RELOAD = b"event: reload\ndata: \n\n"
 
@@ -208,7 +211,7 @@ def _resolved(address: str) -> tuple[Page, Words, QueryDict] | None:
         query = QueryDict(parts.query)
     except (Resolver404, ValueError):
         return None
-    if not isinstance(found.func, Page) or not found.func.parts:
+    if not isinstance(found.func, Page) or not (found.func.parts or found.func.log):
         return None
     return found.func, found.kwargs, query
 
@@ -217,9 +220,40 @@ async def _events(
     page: Page, look: Look, words: Words, have: frozenset[str], hearing: Hearing
 ) -> AsyncGenerator[bytes, None]:
     yield f"retry: {RETRY}\n\n".encode()
-    async with aclosing(_hub.follow(page, look, words, have)) as news:
+    streams = [_hub.follow(page, look, words, have)] if page.parts else []
+    if page.log:
+        # Over the same stream: browsers have six for one site, and three windows would take them all.
+        streams.append(followed(words["reference"]))
+    spoken = began = time.monotonic()
+    async with aclosing(_merged(streams)) as news:
         async for event in news:
-            if event is None or await hearing.is_over():
+            if event is None or await hearing.is_over(speaking=bool(event)):
                 yield RELOAD
                 return
-            yield event or b":\n\n"
+            now = time.monotonic()
+            if event or now - spoken >= KEEP_ALIVE:
+                yield event or b":\n\n"
+                spoken = now
+            if now - began > LONGEST:
+                return
+
+
+async def _merged(streams: list[AsyncGenerator[bytes | None, None]]) -> AsyncGenerator[bytes | None, None]:
+    """Yield what any of these yields, until one of them ends."""
+    asked = {asyncio.ensure_future(anext(stream, _END)): stream for stream in streams}
+    try:
+        while True:
+            done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            for each in done:
+                stream = asked.pop(each)
+                event = each.result()
+                if isinstance(event, str):
+                    return
+                yield event
+                asked[asyncio.ensure_future(anext(stream, _END))] = stream
+    finally:
+        for each in asked:
+            each.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        for stream in streams:
+            await stream.aclose()

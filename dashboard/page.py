@@ -63,6 +63,7 @@ class Page:
     parts: name of a live part → its template.
     topics: what the parts depend on, such as "services" or "job:{reference}".
     here: which entry of the menu is lit.
+    log: whether its stream also has the log of the service that its address names.
     admin: whether it is for admins only.
     """
 
@@ -72,6 +73,7 @@ class Page:
     topics: tuple[str, ...] = ()
     here: str = ""
     admin: bool = False
+    log: bool = False
 
     def __post_init__(self) -> None:
         self.__name__ = self.read.__name__
@@ -142,10 +144,11 @@ def page(
     parts: Mapping[str, str] | None = None,
     topics: tuple[str, ...] = (),
     admin: bool = False,
+    log: bool = False,
 ) -> Callable[[Read], Page]:
     """Make a Page of the function below; the arguments are those of Page."""
 
     def make(read: Read) -> Page:
-        return Page(read, template, parts or {}, topics, here, admin)
+        return Page(read, template, parts or {}, topics, here, admin, log)
 
     return make

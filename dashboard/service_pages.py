@@ -1,4 +1,4 @@
-"""The pages that show services: the list, and (for now) a log. They ask for nothing."""
+"""The pages that show services: the list, one of them, its log. They ask for nothing."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from services.models import Job, Node, Service
 from services.states import JobKind, ServiceState
 
 LOG_LINES = 200
+LINES_SEARCHED, MOST_MATCHES = 100_000, 2_000
 IMAGES_SHOWN = 8
 JOBS_SHOWN = 10
 
@@ -126,6 +127,7 @@ def services(look: Look) -> Context:
     here="services",
     parts={"service": "services/_show.html"},
     topics=("service:{reference}", "tick"),
+    log=True,
 )
 def service(look: Look, reference: str) -> Context:
     """Show a service: what it is and does, its life, its images and jobs."""
@@ -153,11 +155,17 @@ def service(look: Look, reference: str) -> Context:
     }
 
 
-@page("services/logs.html", here="services")
+@page("services/logs.html", here="services", log=True)
 def log(look: Look, reference: str) -> Context:
-    """Show the last lines of a service's output."""
+    """Show the last lines of a service's output; ?q= those of all that is kept that have a text."""
     service = find_service(reference)
-    return {"service": service, "text": _last_lines(service)}
+    searched = search_of(look.query)
+    if not searched:
+        return {"service": service, "text": _last_lines(service)}
+    kept, _inode, _offset = logs.tail(service.pk, LINES_SEARCHED)
+    lines = [line for line in kept.decode(errors="replace").split("\n") if searched.lower() in line.lower()]
+    last = lines[-MOST_MATCHES:]
+    return {"service": service, "text": "\n".join(last), "searched": searched, "matches": len(last)}
 
 
 def _last_lines(service: Service) -> str:

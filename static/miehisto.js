@@ -212,6 +212,7 @@
   const stream = $("#stream");
   let source = null;
   let since = null;
+  let logs = [];
 
   function say(text) {
     if (!stream) return;
@@ -226,13 +227,14 @@
   function listen() {
     if (source) source.close();
     source = null;
-    if (document.hidden || !parts().length) return;
+    if (document.hidden || !(parts().length || logs.length)) return;
     const have = parts().map((part) => part.dataset.digest).join(",");
     const address = "/live/?" + new URLSearchParams({ on: location.pathname + location.search, have });
     source = new EventSource(address);
     source.addEventListener("open", () => {
       since = null;
       say("");
+      for (const log of logs) log.found();
       document.documentElement.dataset.stream = "open";
     });
     source.addEventListener("parts", (event) => {
@@ -244,16 +246,27 @@
         show(part, found[name].html);
       }
     });
+    for (const log of logs) {
+      source.addEventListener("tail", (event) => log.begin(JSON.parse(event.data)));
+      source.addEventListener("more", (event) => log.add(JSON.parse(event.data)));
+    }
     // The site asks for it: somebody logged out, or what the page shows is gone.
     source.addEventListener("reload", () => location.reload());
     source.addEventListener("error", () => {
       delete document.documentElement.dataset.stream;
       if (document.hidden) return;
       since = since || new Date();
-      say("The connection is lost; what you see is as it was at " + since.toLocaleTimeString() + ". Trying again…");
+      // Every few minutes the site ends the stream, and the browser is back a second later.
+      setTimeout(tellLoss, 2500);
       // The browser tries again by itself unless the site refused: then it takes us to ask.
       if (source && source.readyState === EventSource.CLOSED) setTimeout(listen, 3000);
     });
+  }
+
+  function tellLoss() {
+    if (!since || document.hidden) return;
+    say("The connection is lost; what you see is as it was at " + since.toLocaleTimeString() + ". Trying again…");
+    for (const log of logs) log.lose(since);
   }
 
   // A hidden page gives its connection back: browsers have six for one site, over all tabs.
@@ -270,21 +283,22 @@
 
   const MOST_LINES = 2000;
 
-  function followLog(section) {
+  function followedLog(section) {
     const pre = $("pre", section);
     const search = $("[data-log-search]", section);
     const button = $("[data-log-pause]", section);
     const state = $("[data-log-state]", section);
     const said = $("[data-log-said]", section);
     let lines = pre.textContent.split("\n");
-    let paused = false;
+    let held = null;  // the lines that are looked at while it is paused
     let missed = 0;
-    let events = null;
+    let lost = null;
 
     function paint() {
       const wanted = search.value.toLowerCase();
       const atEnd = pre.scrollTop + pre.clientHeight >= pre.scrollHeight - 30;
-      const shown = wanted ? lines.filter((line) => line.toLowerCase().includes(wanted)) : lines;
+      const known = held || lines;
+      const shown = wanted ? known.filter((line) => line.toLowerCase().includes(wanted)) : known;
       if (wanted) {
         pre.replaceChildren();
         for (const line of shown) {
@@ -298,48 +312,59 @@
       }
       const empty = $("[data-log-empty]", section);
       if (empty) empty.hidden = lines.join("") !== "";
-      state.textContent = wanted ? shown.length + " lines with this text" : paused && missed ? missed + " new lines are held back" : "";
-      if (atEnd && !paused) pre.scrollTop = pre.scrollHeight;
+      tell(wanted ? shown.length : -1);
+      if (atEnd && !held) pre.scrollTop = pre.scrollHeight;
     }
 
-    function add(text) {
-      const fresh = text.split("\n");
-      lines[lines.length - 1] += fresh.shift();
-      lines = lines.concat(fresh).slice(-MOST_LINES);
-      missed += fresh.length;
-      if (!paused) { missed = 0; paint(); } else { state.textContent = missed + " new lines are held back"; }
-    }
-
-    function open() {
-      if (events) events.close();
-      events = null;
-      if (document.hidden) return;
-      events = new EventSource(section.dataset.log);
-      events.addEventListener("tail", (event) => {
-        lines = JSON.parse(event.data).split("\n");
-        if (!paused) { paint(); pre.scrollTop = pre.scrollHeight; }
-      });
-      events.addEventListener("more", (event) => add(JSON.parse(event.data)));
-      events.addEventListener("reload", () => location.reload());
+    let found = -1;
+    function tell(count) {
+      if (count !== undefined) found = count;
+      state.textContent = [
+        lost ? "The connection is lost: these are the lines until " + lost.toLocaleTimeString() + ". Trying again…" : "",
+        found >= 0 ? found + " lines with this text" : "",
+        held && missed ? missed + " new lines are held back" : "",
+      ].filter(Boolean).join(" · ");
     }
 
     button.addEventListener("click", () => {
-      paused = !paused;
+      held = held ? null : lines.slice();
       missed = 0;
-      button.textContent = paused ? "Go on" : "Pause";
+      button.textContent = held ? "Go on" : "Pause";
       paint();
-      said.textContent = paused ? "The log is held." : "The log goes on.";
+      said.textContent = held ? "The log is held." : "The log goes on.";
     });
     search.addEventListener("input", () => {
       paint();
       said.textContent = state.textContent;
     });
-    document.addEventListener("visibilitychange", open);
-    open();
-    window.addEventListener("pagehide", () => events && events.close());
+    return {
+      begin(text) {
+        lines = text.split("\n");
+        if (held) return;
+        paint();
+        pre.scrollTop = pre.scrollHeight;
+      },
+      add(text) {
+        const fresh = text.split("\n");
+        lines[lines.length - 1] += fresh.shift();
+        lines = lines.concat(fresh).slice(-MOST_LINES);
+        missed += fresh.length;
+        if (held) tell(); else paint();
+      },
+      lose(at) {
+        if (!lost) said.textContent = "The connection is lost.";
+        lost = at;
+        tell();
+      },
+      found() {
+        if (lost) said.textContent = "The connection is back.";
+        lost = null;
+        tell();
+      },
+    };
   }
 
-  all("[data-log]").forEach(followLog);
+  logs = all("[data-log]").map(followedLog);
 
   tellTimes();
   markScrollers();

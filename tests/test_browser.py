@@ -78,7 +78,7 @@ def test_an_operators_day(page: Page, stack: Stack, chromium: Browser) -> None:
     page.get_by_label("Search the log").fill("HTTP/1.1")
     expect(page.locator("[data-log-said]")).to_contain_text("lines with this text")
     page.get_by_label("Search the log").fill("")
-    expect(page.locator("#now")).to_contain_text(f"127.0.0.1:{port}")
+    expect(page.locator("[data-now]")).to_contain_text(f"127.0.0.1:{port}")
 
     # A dump with the dialog: the dry run says yes before, the page turns by itself afterwards.
     connected(page)
@@ -223,3 +223,44 @@ def test_a_page_says_when_its_stream_breaks_and_recovers(page: Page, stack: Stac
     expect(page.locator("#stream")).to_be_hidden()
     service = stack.create("sleep", "1000", options=("--name", "after"))
     expect(page.locator(f"#service-{service}")).to_contain_text("running")
+
+    # The log says so where it is read, and goes on.
+    says = ["sh", "-c", "while sleep 0.2; do date +%s.%N; done"]
+    talking = stack.create(*says, options=("--name", "talking"))
+    page.goto(f"/services/{talking}/logs/")
+    expect(page.locator("pre.log")).to_contain_text(".")
+    stack.stop()
+    expect(page.locator("[data-log-state]")).to_contain_text("The connection is lost")
+    stack.start()
+    expect(page.locator("[data-log-state]")).to_be_empty()
+    before = page.locator("pre.log").text_content()
+    expect(page.locator("pre.log")).not_to_have_text(before or "")
+
+
+def test_a_services_page_follows_it_by_one_stream(page: Page, stack: Stack) -> None:
+    streams: list[str] = []
+    page.on(
+        "request", lambda asked: streams.append(asked.url) if asked.resource_type == "eventsource" else None
+    )
+    log_in_as_admin(page, stack)
+    service = stack.create("sh", "-c", "echo hello; exec sleep 1000")
+    streams.clear()
+    page.goto(f"/services/{service}/")
+    expect(page.locator("pre.log")).to_contain_text("hello")
+    expect(page.locator("[data-now]")).to_contain_text("sleep 1000")
+    pid = page.locator("[data-now] tr").last.get_attribute("id")
+    image = stack.dump(service)
+    expect(page.locator("[data-now]")).to_have_count(0)
+    stack.restore(image)
+    expect(page.locator("[data-now]")).to_contain_text("sleep 1000")
+    expect(page.locator(f"#{pid}")).to_have_count(0)
+    assert len(streams) == 1, streams
+
+
+def test_a_dry_run_that_cannot_be_asked_for_says_so_in_its_dialog(page: Page, stack: Stack) -> None:
+    log_in_as_admin(page, stack)
+    service = stack.create("sleep", "1000")
+    page.route("**/check/", lambda route: route.fulfill(status=502, body="bad gateway"))
+    page.goto(f"/services/{service}/")
+    page.get_by_role("link", name="Dump", exact=True).click()
+    expect(page.get_by_role("dialog").get_by_role("alert")).to_contain_text("answered with an error (502)")

@@ -110,7 +110,6 @@ PAGES = {
     "GET /audit.csv": Row(A, 200),
     "GET /jobs/": Row(V, 200),
     "POST /jobs/{reference}/retry/": Row(O, 302, "job"),
-    "GET /services/{reference}/log/": Row(ANYBODY, 200, "running"),  # as /live/
     "GET /jobs/{reference}/": Row(V, 200, "job"),
     "POST /jobs/{reference}/cancel/": Row(O, 302, "job"),
     "GET /services/": Row(V, 200),
@@ -320,7 +319,7 @@ def test_the_matrix_of_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_stranger_hears_nothing_from_the_streams() -> None:
     service = running_service("web")
-    for path in ("/live/?on=/services/", f"/services/{service.pk}/log/"):
+    for path in ("/live/?on=/services/", f"/live/?on=/services/{service.pk}/logs/"):
         for client in (by_session(None), by_session(member(None))):
             assert client.get(path).content == b"event: reload\ndata: \n\n"
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
-from django.test import Client
+from django.test import AsyncClient, Client
 from django.utils import timezone
 
+from services import logs
 from services.models import Job, Service, ServiceLoad
-from tests.rows import made_service, recorded_image, running_service, stopped_service
+from tests.rows import made_service, member, recorded_image, running_service, stopped_service
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -58,6 +61,56 @@ def test_a_command_is_found_by_its_words(admin: Client) -> None:
         ('echo "käse"', ["odd"]),
     ):
         assert names(admin, q=text) == found, text
+
+
+def test_one_stream_has_all_that_changes_on_a_services_page() -> None:
+    service = running_service("web")
+    path = logs.path_of(service.pk)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("first\n")
+    client = AsyncClient()
+    client.force_login(member("viewer"))
+
+    async def listen(address: str, names: set[str]) -> dict[str, str]:
+        answer: Any = await client.get("/live/", {"on": address})
+        heard: dict[str, str] = {}
+        async for piece in answer.streaming_content:
+            for event in re.finditer(r"event: (\w+)\ndata: (.*)\n\n", piece.decode()):
+                heard[event[1]] = event[2]
+            if names - {"more"} <= heard.keys() and "more" not in heard:
+                with path.open("a") as file:
+                    file.write("second\n")
+            if heard.keys() == names:
+                break
+        await answer.streaming_content.aclose()
+        assert heard["more"] == '"second\\n"'
+        return heard
+
+    try:
+        for address, names in (
+            (f"/services/{service.pk}/", {"parts", "tail", "more"}),
+            (f"/services/{service.pk}/logs/", {"tail", "more"}),
+        ):
+            path.write_text("first\n")
+            heard = asyncio.run(asyncio.wait_for(listen(address, names), 20))
+            assert heard["tail"] == '"first\\n"'
+    finally:
+        path.unlink()
+
+
+def test_all_of_a_log_is_searched_also_without_javascript(admin: Client) -> None:
+    service = running_service("web")
+    path = logs.path_of(service.pk)
+    path.write_text("GET /needle <b>\n" + "GET /hay\n" * 1000)
+    try:
+        page = admin.get(f"/services/{service.pk}/logs/", {"q": "NEEDLE"}).content.decode()
+        assert "GET /needle &lt;b&gt;</pre>" in page
+        assert "The last 1 line with this text" in page
+        assert "data-log>" not in page, "what was found stays, and is not followed"
+        assert "needle" not in admin.get(f"/services/{service.pk}/logs/").content.decode()
+        assert "No line has this text" in admin.get(f"/services/{service.pk}/logs/?q=no").content.decode()
+    finally:
+        path.unlink()
 
 
 def test_many_are_restored_only_from_the_images_that_they_are(admin: Client) -> None:
