@@ -51,6 +51,7 @@ dump    options_missing         Error (criu/file-lock.c:110): Some file locks ar
 dump    tcp_in_flight           Error (criu/sk-inet.c:186): inet: In-flight connection (l) for 1d1b
 dump    options_missing         Error (criu/sk-inet.c:200): inet: Connected TCP socket, consider using --tcp-established option.
 restore options_missing         Error (criu/sk-inet.c:868): inet: Connected TCP socket in image
+restore options_missing         Error (criu/sk-unix.c:2119): unix: External socket found in image. Consider using the --ext-unix-sk option to allow restoring it.
 restore options_missing         Error (criu/image.c:92): Need to set the --tcp-close options.
 dump    dangling_tty            Error (criu/tty.c:2376): tty: Found dangling tty with sid 1 pgid 9 (pts) on peer fd 0.
 dump    dangling_tty            Error (criu/pstree.c:118): The root process 9 is not a session leader. Consider using --shell-job option
