@@ -1,5 +1,6 @@
 """Settings: every name is documented, the defaults are safe."""
 
+import ast
 import json
 import os
 import re
@@ -33,6 +34,37 @@ def test_every_setting_is_documented_and_every_documented_one_is_read() -> None:
     table = {found[1] for row in rows if (found := re.match(r"\| `([A-Z_]+)` \|", row))}
     assert names_in(ROOT / "miehisto_web/settings.py") <= table
     assert table == read
+
+
+def defaults_in(path: Path) -> dict[str, str]:
+    """Return what `env.TYPE(NAME, DEFAULT)` and `env.str(NAME, "") or DEFAULT` say, as the page writes it."""
+    found: dict[str, str] = {}
+
+    def add(node: ast.AST, default: ast.AST) -> None:
+        if (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func).startswith("env.")
+            and isinstance(default, ast.Constant)
+            and default.value != ""
+        ):
+            value = default.value
+            shown = f"{value:g}" if isinstance(value, float) else str(value)
+            found[ast.literal_eval(node.args[0])] = shown.lower() if isinstance(value, bool) else shown
+
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and len(node.args) > 1:
+            add(node, node.args[1])
+        elif isinstance(node, ast.BoolOp):
+            add(node.values[0], node.values[-1])
+    return found
+
+
+def test_the_defaults_on_the_page_are_those_of_the_code() -> None:
+    found = defaults_in(ROOT / "miehisto_web/settings.py")
+    assert {"MIEHISTO_JOB_TIMEOUT": "600", "MIEHISTO_HTTPS": "false"}.items() <= found.items()
+    page = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
+    for name, default in found.items():
+        assert f"| `{name}` | `{default}` |" in page, name
 
 
 def loaded(**environment: str) -> dict[str, Any]:
