@@ -105,11 +105,14 @@ def test_it_is_installed_upgraded_removed_and_purged(package: Path, debian: Clea
     assert (debian.root / "etc/miehisto/miehisto.env").exists()
     assert not (debian.root / "usr/lib/miehisto").exists()
 
-    debian.run("apt-get", "-q", "-y", "purge", "miehisto")
+    (debian.root / "etc/miehisto/policy.toml").write_text("root = false\n")
+    mount = "mount --bind /var/lib/miehisto /var/lib/miehisto"
+    debian.run("sh", "-ec", f"{mount}\napt-get -q -y purge miehisto")
     left = [
         str(path.relative_to(debian.root))
         for path in debian.root.rglob("*miehisto*")
         if not path.name.startswith(package.name) and not path.is_char_device()
     ]
-    assert left == [], "a purge leaves nothing but the user"
+    assert left == ["var/lib/miehisto"], "a purge leaves a mount point, and the user"
+    assert not any((debian.root / left[0]).iterdir())
     assert debian.run("getent", "passwd", "miehisto")
