@@ -33,12 +33,11 @@ ENTRIES = {
     "runmh": "worker.runmh.main:main",
 }
 SCRIPTS = {
-    "miehisto-setup": 'exec /usr/bin/python3 -B -m scripts.setup_package "$@"\n',
-    # `--run COMMAND…` is for the package's own use.
-    "miehisto-manage": (
-        '[ "$1" = --run ] && shift || set -- venv/bin/python3 manage.py "$@"\n'
-        'exec /usr/bin/python3 -B -m scripts.with_settings "$@"\n'
+    "miehisto-setup": (
+        f'#!/bin/sh\nset -e\ncd {HOME}\nset -- /usr/bin/python3 -B -m scripts.setup_package "$@"\n'
+        'exec /usr/bin/python3 -B scripts/with_settings.py "$@"\n'
     ),
+    install.MANAGE: install.manage_text(HOME, VENV),
 }
 DOCS = ("CHANGELOG.md", "README.md", "docs")
 
@@ -141,7 +140,7 @@ def _commands(work: Path) -> None:
         _below(work, place).mkdir(exist_ok=True)
         (_below(work, place) / name).symlink_to(f"../lib/miehisto/venv/bin/{name}")
     for name, text in SCRIPTS.items():
-        (_below(work, Path("/usr/sbin")) / name).write_text(f"#!/bin/sh\nset -e\ncd {HOME}\n{text}")
+        (_below(work, Path("/usr/sbin")) / name).write_text(text)
 
 
 def _system(work: Path) -> None:

@@ -16,6 +16,12 @@ SETTINGS = ROOT / "deploy/miehisto.env"
 POLICY = ROOT / "deploy/policy.toml.example"
 CONFIG = Path("etc/miehisto")
 MARK = "# From Miehistö's make install, which replaces it; changes belong into `systemctl edit`.\n"
+MANAGE = "miehisto-manage"
+_MANAGE_MARK = "# Miehistö's manage.py, or with --run any command, with the settings that its units have.\n"
+_MANAGE_TEXT = f"""#!/bin/sh
+{_MANAGE_MARK}if [ "$1" = --run ]; then shift; else set -- @VENV@/bin/python3 @HOME@/manage.py "$@"; fi
+exec /usr/bin/python3 -B @HOME@/scripts/with_settings.py "$@"
+"""
 
 
 def unit_texts(commands: Path) -> dict[str, str]:
@@ -28,6 +34,31 @@ def unit_texts(commands: Path) -> dict[str, str]:
         path.name: path.read_text(encoding="utf-8").replace("@BIN@", str(commands))
         for path in sorted(UNITS.glob("miehisto*"))
     }
+
+
+def manage_text(home: Path, venv: Path) -> str:
+    """Return the command miehisto-manage.
+
+    Args:
+        home: where manage.py lies.
+        venv: the environment that it runs in.
+    """
+    return _MANAGE_TEXT.replace("@HOME@", str(home)).replace("@VENV@", str(venv))
+
+
+def install_manage(folder: Path) -> None:
+    """Put miehisto-manage beside the links to the other commands.
+
+    Raises:
+        SetupError: a foreign file has its name.
+    """
+    path = folder / MANAGE
+    if path.exists() and not is_own(path):
+        raise SetupError(f"{path} is not from `make install`, so it stays: move it away.")
+    fresh = folder / f".{MANAGE}.new"
+    fresh.write_text(manage_text(ROOT, ROOT / ".venv"), encoding="utf-8")
+    fresh.chmod(0o755)
+    fresh.replace(path)
 
 
 def below(destination: Path, path: Path) -> Path:
@@ -52,9 +83,10 @@ def install_units(folder: Path, commands: Path) -> None:
         fresh.replace(folder / name)
 
 
-def is_own(unit: Path) -> bool:
-    """Tell whether `make install` has written a unit."""
-    return unit.read_text(encoding="utf-8", errors="replace").startswith(MARK)
+def is_own(path: Path) -> bool:
+    """Tell whether `make install` has written a file: a unit, or miehisto-manage."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return text.startswith((MARK, f"#!/bin/sh\n{_MANAGE_MARK}"))
 
 
 def uninstall_units(folder: Path) -> list[str]:
@@ -98,7 +130,8 @@ def install(options: argparse.Namespace) -> None:
     """`make install`."""
     bindir = below(options.destdir, options.bindir)
     links.install(ROOT / ".venv/bin", bindir)
-    say(f"{', '.join(links.COMMANDS)} are linked into {bindir}.")
+    install_manage(bindir)
+    say(f"{', '.join(links.COMMANDS)} are linked into {bindir}, and {MANAGE} is there.")
     units, config = below(options.destdir, options.unitdir), options.destdir / CONFIG
     install_units(units, options.bindir)
     install_config(config)
@@ -120,7 +153,11 @@ def uninstall(options: argparse.Namespace) -> None:
             # The drain is not stopped: that would dump services.
             succeeds(["systemctl", "disable", "miehisto-drain.service", "miehisto.target"])
             succeeds(["systemctl", "stop", *(name for name in ours if name != "miehisto-drain.service")])
-    removed = links.uninstall(below(options.destdir, options.bindir)) + uninstall_units(units)
+    bindir = below(options.destdir, options.bindir)
+    removed = links.uninstall(bindir) + uninstall_units(units)
+    if (bindir / MANAGE).is_file() and is_own(bindir / MANAGE):
+        (bindir / MANAGE).unlink()
+        removed.append(MANAGE)
     uninstall_config(options.destdir / CONFIG)
     _reload(options.destdir)
     say(f"removed: {', '.join(removed) or 'nothing'}. Services and images stay.")

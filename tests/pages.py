@@ -102,9 +102,11 @@ class Reader:
             program = f"import sys; from {module} import main; sys.exit(main())"
             _script(commands / name, f'PYTHONPATH={CHECKOUT} exec {sys.executable} -c "{program}" "$@"')
         _script(commands / "sudo", 'exec "$@"')
-        (folder / "manage.py").symlink_to(CHECKOUT / "manage.py")
-        (folder / ".venv/bin").mkdir(parents=True)
-        _script(folder / ".venv/bin/python", f'exec {sys.executable} "$@"')
+        # As `make install` makes it, but for this host's settings.
+        manage = f"{sys.executable} {CHECKOUT}/manage.py"
+        _script(
+            commands / "miehisto-manage", f'if [ "$1" = --run ]; then shift; "$@"; else {manage} "$@"; fi'
+        )
         self._shell = subprocess.Popen(
             ["bash", "--norc", "--noprofile"],
             cwd=folder,

@@ -136,6 +136,9 @@ def test_install_puts_everything_below_destdir_and_uninstall_takes_it_away(tmp_p
     assert sorted(path.name for path in units.iterdir()) == UNITS
     assert "ExecStart=/usr/bin/miehistod --only worker" in (units / "miehisto-worker.service").read_text()
     assert os.readlink(tmp_path / "usr/bin/mhctl") == str(CHECKOUT / ".venv/bin/mhctl")
+    manage = tmp_path / "usr/bin/miehisto-manage"
+    done = subprocess.run([manage, "version"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("5."), "Django's own version, from any folder"
     settings = tmp_path / "etc/miehisto/miehisto.env"
     assert settings.stat().st_mode & 0o777 == 0o600
     assert all(line.startswith("#") for line in settings.read_text().splitlines() if line)
