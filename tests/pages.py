@@ -9,9 +9,13 @@ none, and ``<!-- not run: REASON -->`` says why.
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +38,17 @@ _LOOSE = (
 )
 _ANY_OF_THEM = re.compile("|".join(f"(?P<_{number}>{shown})" for number, (shown, _) in enumerate(_LOOSE)))
 _END = "the end of a command of a page"
+_NOBODY_S = 64999
+"""The user and group number of who types: nobody has it, and no file is his but what he makes."""
+# Asks `_Root` to run a command as root; the rest of the line, its redirections above all, stays the typist's.
+_SUDO = """import json, os, socket, sys
+with socket.socket(socket.AF_UNIX) as root:
+    root.connect(os.environ["SUDO_SOCKET"])
+    asked = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+    socket.send_fds(root, [len(asked).to_bytes(4, "big")], [0, 1, 2])
+    root.sendall(asked)
+    sys.exit(int(root.recv(4) or b"1"))
+"""
 
 
 class Step(NamedTuple):
@@ -84,8 +99,56 @@ def _steps(text: str) -> list[Step]:
     return found
 
 
+class _Root(threading.Thread):
+    """Runs what `sudo` asks for, in files that whoever asks has opened himself.
+
+    Args:
+        path: the socket to listen on.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(daemon=True)
+        self._listener = socket.create_server(str(path), family=socket.AF_UNIX)
+        path.chmod(0o666)
+
+    def run(self) -> None:
+        """Serve everybody, until `close`."""
+        while True:
+            try:
+                asking, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(asking,), daemon=True).start()
+
+    def _serve(self, asking: socket.socket) -> None:
+        with asking:
+            self._run(asking)
+
+    def _run(self, asking: socket.socket) -> None:
+        size, files, _, _ = socket.recv_fds(asking, 4, 3)
+        text = asking.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL)
+        words, folder, environment = json.loads(text)
+        try:
+            stdin, stdout, stderr = files
+            done = subprocess.run(
+                words, cwd=folder, env=environment, stdin=stdin, stdout=stdout, stderr=stderr, check=False
+            )
+            code = done.returncode
+        except OSError:
+            code = 127
+        finally:
+            for file in files:
+                os.close(file)
+        asking.sendall(str(code % 256).encode())
+
+    def close(self) -> None:
+        """Serve nobody any more."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
 class Reader:
-    """Somebody who types a page's commands into a shell.
+    """Somebody who types a page's commands into a shell: no root, but may `sudo`.
 
     Args:
         folder: where he is, and has commands of the node under test.
@@ -101,16 +164,29 @@ class Reader:
         for name, module in programs.items():
             program = f"import sys; from {module} import main; sys.exit(main())"
             _script(commands / name, f'PYTHONPATH={CHECKOUT} exec {sys.executable} -c "{program}" "$@"')
-        _script(commands / "sudo", 'exec "$@"')
         # As `make install` makes it, but for this host's settings.
         manage = f"{sys.executable} {CHECKOUT}/manage.py"
         _script(
             commands / "miehisto-manage", f'if [ "$1" = --run ]; then shift; "$@"; else {manage} "$@"; fi'
         )
+        _script(commands / "sudo", f'exec {sys.executable} -I -S {commands}/sudo.py "$@"')
+        (commands / "sudo.py").write_text(_SUDO, encoding="utf-8")
+        self._root = _Root(folder / "sudo.socket")
+        self._root.start()
+        home = folder / "home"
+        home.mkdir()
+        os.chown(home, _NOBODY_S, _NOBODY_S)
+        own = {
+            "PATH": f"{commands}:{environment['PATH']}",
+            "PYTHONUNBUFFERED": "1",
+            "HOME": str(home),
+            "SUDO_SOCKET": str(folder / "sudo.socket"),
+        }
+        user = [f"--reuid={_NOBODY_S}", f"--regid={_NOBODY_S}", "--clear-groups"]
         self._shell = subprocess.Popen(
-            ["bash", "--norc", "--noprofile"],
-            cwd=folder,
-            env={**environment, "PATH": f"{commands}:{environment['PATH']}", "PYTHONUNBUFFERED": "1"},
+            ["setpriv", *user, "bash", "--norc", "--noprofile"],
+            cwd=home,
+            env={**environment, **own},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -120,6 +196,7 @@ class Reader:
     def leave(self) -> None:
         """End the shell."""
         self._shell.communicate("exit\n", timeout=30)
+        self._root.close()
 
     def here(self, text: str) -> str:
         """Return a text of the page with what it stands for here."""
