@@ -9,6 +9,7 @@ import hashlib
 import http.client
 import http.server
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from django.db.migrations import AddField
 from django.db.migrations.loader import MigrationLoader
 
 from tests.isolation import FOLDER
+from tests.pages import Page, Reader
 from tests.servers import Redis, folder, started
 from tests.stack import CHECKOUT, Answer, Stack, living
 from tests.test_postgresql import Database, database
@@ -32,6 +34,7 @@ from worker import files, manifest
 
 __all__ = ["database", "folder"]
 FIRST = CHECKOUT / "tests/data"
+PAGE = Page(CHECKOUT / "docs/how-to/back-up.md")
 TABLES = (
     *("services_node", "services_service", "services_job", "services_jobevent", "services_apitoken"),
     *("images_image", "auth_user", "auth_user_user_permissions"),
@@ -120,20 +123,29 @@ def test_rows_of_the_first_version_in_postgresql_and_their_backup(database: Data
         with psycopg.connect(f"host={place} user=miehisto dbname={name}") as connection:
             return rows(connection)
 
-    def postgres(program: str, *words: str) -> None:
-        found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{program}"), key=str)[-1]
-        subprocess.run([found, "-h", place, "-U", "miehisto", *words], check=True, capture_output=True)
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=str)[-1]
+    dump, restore = [text for by, text in PAGE.run_by if by == "tests/test_upgrades.py"]
+
+    def type_it(block: str, name: str) -> None:
+        home = stack.folder / name
+        home.mkdir()
+        own = {"PATH": f"{programs}:{os.environ['PATH']}"}
+        someone = Reader(home, stack.environment | own, {"/srv": str(stack.folder)})
+        printed, code = someone.type(someone.here(block))
+        someone.leave()
+        assert code == 0, printed
 
     with psycopg.connect(f"host={place} user=miehisto dbname=miehisto") as connection:
         connection.execute((FIRST / "first_schema.postgresql.sql").read_bytes())
     after = upgraded(stack, look)
 
-    backup = stack.folder / "db.dump"
-    postgres("pg_dump", "--format=custom", f"--file={backup}", "miehisto")
-    postgres("createdb", "another")
+    (stack.folder / "backup").mkdir(mode=0o700)
+    type_it(dump, "at-the-old-one")
+    words = ["-h", place, "-U", "miehisto", "another"]
+    subprocess.run([programs / "createdb", *words], check=True, capture_output=True)
     stack.environment["DATABASE_URL"] = database.url.replace("/miehisto?", "/another?")
     assert run(stack, "-m", "miehistod.main", "--prepare").code == 0
-    postgres("pg_restore", "--clean", "--if-exists", "--dbname=another", str(backup))
+    type_it(restore, "at-the-new-one")
     assert look("another") == after
     # No image of theirs is on this disk, and what is not there has no row.
     rescan = run(stack, "manage.py", "rescan")
