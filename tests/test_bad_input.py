@@ -381,6 +381,19 @@ def test_a_damaged_manifest(stack: Stack, witness: Witness) -> None:
     assert witness.answers_as_before()
 
 
+def test_a_damaged_spec_of_a_service_that_runs(stack: Stack, witness: Witness) -> None:
+    """It is what an image would say of how the service was started."""
+    kept = stack.state / "services" / witness.id / "spec.json"
+    for damaged in ('{"argv": ["sle', "[]", '{"argv": 7}'):
+        kept.write_text(damaged)
+        with nothing_changes(stack, jobs=1):
+            refusal = mhctl_refuses(stack, "service", "dump", witness.id, exit_code=1, code="spec_damaged")
+            assert str(kept.name) in refusal.message
+            assert witness.answers_as_before()
+    stack.mhctl("service", "restart", witness.id)  # as the remedy says
+    stack.restore(stack.dump(witness.id))
+
+
 def test_a_damaged_file_of_an_image(stack: Stack, witness: Witness) -> None:
     image = stack.dump(witness.id)
     pages = next((stack.folder / "state/images" / image).glob("pages-*.img"))

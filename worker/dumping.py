@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import time
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 import pycriu.rpc_pb2 as rpc
 
 from worker import carry, connections, criu, files, manifest, process
+from worker import spec as specs
 from worker.durable import write_json
 from worker.errors import JobFailed
 from worker.explaining import explained
@@ -80,7 +80,7 @@ class Dump:
         self.final = tools.paths.image(image_id)
         self.work = tools.work_folder(service_id)
         self.sums = GrowingSums(self.partial)
-        self.spec: dict[str, Any] = json.loads(tools.paths.spec(service_id).read_bytes())
+        self.spec = specs.read(tools.paths.spec(service_id))
         self.sealed: dict[str, Any] | None = None
         self.sealing_failed: OSError | TreeRefused | None = None
         self.sealing_seconds = 0.0

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from worker import carry, cgroups, criu, held, manifest, namespaces, process, sockdiag
+from worker import spec as specs
 from worker.carry import Data
 from worker.criu import Account, has_sys_resource
 from worker.errors import JobFailed
@@ -111,7 +111,7 @@ def check_data(
     Raises:
         JobFailed: a path may not be looked at, or is not there.
     """
-    spec = json.loads(paths.spec(service_id).read_bytes())
+    spec = specs.read(paths.spec(service_id))
     carried = carry.outermost([*spec.get("carry", []), *asked])
     policy.check_data([on_host(running.mounts, path) for path in carried])
     owner = int(process.status(running.init.pid).get("Uid", "0").split()[0])

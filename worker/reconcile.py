@@ -5,7 +5,6 @@ One of the few modules of the worker that touch rows (tests/test_layers.py names
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -329,18 +328,15 @@ def _unsound_images(paths: Paths, node: Node) -> list[str]:
 def _record_service(paths: Paths, service_id: str, node: Node, state: ServiceState) -> str:
     """Make the row of a service that has none; returns the line that says so, or why that cannot be done."""
     try:
-        spec = json.loads(paths.spec(service_id).read_bytes())
-        if not isinstance(spec, dict):
-            raise ValueError("it is not an object")
         made = operations.adopt(
             service_id,
             node=node,
-            spec=specs.checked(spec),
+            spec=specs.read(paths.spec(service_id)),
             state=state,
             restore_on_boot=paths.wanted_back(service_id).exists(),
         )
-    except (OSError, ValueError, RecursionError, JobFailed) as error:
-        return f"service {service_id}: no row was made, its spec.json is damaged. {error}"
+    except JobFailed as failure:
+        return f"service {service_id}: no row was made. {failure.message}"
     images.adopt_images(made)
     found = truth(paths, service_id)
     if found is not None:

@@ -1,4 +1,4 @@
-"""The shape of a service's spec, checked where it comes from outside: a row, or an image's manifest.
+"""The shape of a service's spec, checked where it comes from outside: a row, an image's manifest, the disk.
 
 The site checks what people send; here it counts that a row may have been written by somebody else, and a
 manifest by hand. Knows nothing of what is allowed.
@@ -6,8 +6,10 @@ manifest by hand. Knows nothing of what is allowed.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from worker.errors import JobFailed
@@ -96,3 +98,22 @@ def checked(spec: Mapping[str, Any]) -> dict[str, Any]:
                 "Create the service anew; if nobody has changed its row or its image by hand, report it.",
             )
     return dict(spec)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the spec that the node keeps of a service since its last start.
+
+    Raises:
+        JobFailed: it is gone or damaged.
+    """
+    try:
+        spec = json.loads(path.read_bytes())
+        if not isinstance(spec, dict):
+            raise ValueError("it is not an object")
+        return checked(spec)
+    except (OSError, ValueError, RecursionError, JobFailed) as error:
+        raise JobFailed(
+            "spec_damaged",
+            f"What the node keeps of the service is damaged: {path}: {str(error).rstrip('.')}.",
+            "Restart the service, which writes it again (its memory is lost), or put the file back.",
+        ) from None
