@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 from collections.abc import AsyncGenerator, Iterable
+from datetime import timedelta
 from typing import Any
 
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponseBase, StreamingHttpResponse
+from django.utils import timezone
 from django.views.decorators.http import require_GET
 
 from dashboard.page import Context, Look, page, user_of_page
 from dashboard.tables import Column, Filter, begins, search_of, table
 from services.actors import require_admin
-from services.auditing import ACTIONS, SOURCES
+from services.auditing import ACTIONS, SOURCES, TARGETS
 from services.models import AuditEvent, AuditOutcome, Job, Service
 from services.threads import in_thread
 
@@ -26,6 +28,13 @@ COLUMNS = (
     Column("How it ended"),
 )
 ORDERS = {"when": ("id",)}
+SPANS = {
+    "last_hour": timedelta(hours=1),
+    "last_day": timedelta(days=1),
+    "last_week": timedelta(days=7),
+    "last_month": timedelta(days=30),
+}
+MOST_NAMED = 200
 BATCH = 1_000  # rows of the CSV that are read at once
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -35,7 +44,8 @@ def _chosen(text: str) -> Q | None:
     if not text:
         return None
     # Whole words, for which there are indexes: this table only grows.
-    return Q(actor=text) | begins("target_id", text)
+    named = Service.objects.filter(name__icontains=text).values_list("id", flat=True)[:MOST_NAMED]
+    return Q(actor=text) | Q(target_id=text) | Q(target_id__in=list(named)) | begins("target_id", text)
 
 
 @page("audit.html", here="audit", parts={"audit": "_audit.html"}, topics=("audit", "jobs"), admin=True)
@@ -65,12 +75,17 @@ def _states(rows: Iterable[AuditEvent]) -> dict[str, str]:
     return dict(Job.objects.filter(pk__in=asked).values_list("pk", "status"))
 
 
+def _since(span: str) -> Q:
+    return Q(at__gte=timezone.now() - SPANS[span])
+
+
 def _filters() -> list[Filter]:
     return [
         Filter("action", "What", ACTIONS),
         Filter("outcome", "Outcome", [outcome.value for outcome in AuditOutcome]),
         Filter("source", "From", SOURCES),
-        Filter("target_kind", "On", ("service", "image", "job", "node")),
+        Filter("target_kind", "On", TARGETS),
+        Filter("since", "When", tuple(SPANS), means=_since),
     ]
 
 
@@ -82,9 +97,7 @@ async def audit_csv(request: HttpRequest) -> HttpResponseBase:
         require_admin(user_of_page(request), "see the audit")
         rows = AuditEvent.objects.order_by("-id")
         for choice in _filters():
-            value = request.GET.get(choice.name, "")
-            if value in choice.values:
-                rows = rows.filter(**{choice.name: value})
+            rows = rows.filter(choice.chosen_in(request.GET))
         searched = _chosen(search_of(request.GET))
         return rows if searched is None else rows.filter(searched)
 

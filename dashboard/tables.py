@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -33,13 +33,22 @@ class Column:
 class Filter:
     """A choice above a table: its name in the address, its label, the values that there are.
 
-    hidden: it is offered elsewhere, as links with numbers.
+    hidden: it is offered elsewhere, as links with numbers. means: what a value means, where it is not that
+    the field of this name has it.
     """
 
     name: str
     label: str
     values: Sequence[str]
     hidden: bool = False
+    means: Callable[[str], Q] | None = None
+
+    def chosen_in(self, query: QueryDict) -> Q:
+        """Return what an address chooses by it; nothing special where that is none of its values."""
+        value = query.get(self.name, "")
+        if not value or value not in self.values:
+            return Q()
+        return self.means(value) if self.means else Q(**{self.name: value})
 
 
 @dataclass
@@ -98,9 +107,7 @@ def table(
     Three queries: the count, the ids, the rows.
     """
     for choice in filters:
-        value = query.get(choice.name, "")
-        if value in choice.values and value:
-            rows = rows.filter(**{choice.name: value})
+        rows = rows.filter(choice.chosen_in(query))
     if searched is not None:
         rows = rows.filter(searched)
     asked = query.get("sort", "")

@@ -6,7 +6,7 @@ from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 
 from images import operations
-from images.models import Image
+from images.models import Image, ImageContents
 from services.admin import ReadOnly, ask, confirmed
 from services.states import KINDS, JobKind
 
@@ -43,3 +43,10 @@ class ImageAdmin(ReadOnly):
     list_filter = ("status", "node")
     list_select_related = ("service", "node")
     search_fields = ("id", "name", "service_ref")
+
+
+@admin.register(ImageContents)
+class ImageContentsAdmin(ReadOnly):
+    list_display = ("image", "read_at", "error")
+    list_select_related = ("image",)
+    search_fields = ("image__id", "image__name")

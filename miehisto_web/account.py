@@ -24,7 +24,7 @@ from dashboard.page import user_of_page
 from miehisto_web.gate import without_role
 from services import authentication
 from services.auditing import record_audit
-from services.models import ApiToken
+from services.models import ApiToken, AuditOutcome
 from services.problems import Problem
 from services.throttle import LOGINS
 
@@ -49,6 +49,10 @@ class Login(auth.LoginView):
 
     def form_invalid(self, form: AuthenticationForm) -> HttpResponse:
         LOGINS.count(self.request.META.get("REMOTE_ADDR", ""))
+        # Of users only: a stranger could fill the disk, and what is no name may be a password.
+        known = User.objects.filter(username=form.data.get("username", "")[:150]).first()
+        if known is not None:
+            record_audit(known, "web", "login", outcome=AuditOutcome.REFUSED)
         return super().form_invalid(form)
 
 

@@ -11,4 +11,6 @@ class SiteAdminConfig(AdminConfig):
 
     def ready(self) -> None:
         super().ready()
+        from miehisto_web import user_admin as user_admin  # noqa: PLC0414 - after Django's own, in its place
+
         register(passwords_travel_openly, Tags.security, deploy=True)

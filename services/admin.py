@@ -12,8 +12,18 @@ from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 
 from services import operations
-from services.auditing import ACTIONS, SOURCES
-from services.models import ApiToken, AuditEvent, Job, JobEvent, Node, Service, ServiceEvent
+from services.auditing import ACTIONS, SOURCES, record_audit
+from services.models import (
+    ApiToken,
+    AuditEvent,
+    Job,
+    JobEvent,
+    JobLog,
+    Node,
+    Service,
+    ServiceEvent,
+    ServiceLoad,
+)
 from services.problems import Problem
 from services.states import KINDS, JobKind, ServiceState
 
@@ -42,6 +52,40 @@ class ReadOnly(ModelAdmin):
         return False
 
 
+class Recorded(ModelAdmin):
+    """Rows that are edited here: what Django notes of that for itself goes on the audit record, too.
+
+    target_kind: what such a row is called there.
+    """
+
+    target_kind = ""
+
+    def log_addition(self, request: HttpRequest, obj: Any, message: Any) -> Any:
+        self._record(request, "add", obj, message)
+        return super().log_addition(request, obj, message)
+
+    def log_change(self, request: HttpRequest, obj: Any, message: Any) -> Any:
+        self._record(request, "edit", obj, message)
+        return super().log_change(request, obj, message)
+
+    def log_deletions(self, request: HttpRequest, queryset: Any) -> Any:
+        for row in queryset:
+            self._record(request, "remove", row, [])
+        return super().log_deletions(request, queryset)
+
+    def _record(self, request: HttpRequest, action: str, row: Any, message: Any) -> None:
+        said = [each.get("changed", {}).get("fields", []) for each in message if isinstance(each, dict)]
+        fields = [str(name) for names in said for name in names]
+        record_audit(
+            request.user,
+            "web",
+            action,
+            target_kind=self.target_kind,
+            target_id=str(row),
+            detail={"fields": fields} if fields else {},
+        )
+
+
 class Known(admin.SimpleListFilter):
     """A filter by a column's known values, for to ask the column for them is to read the whole table."""
 
@@ -67,6 +111,8 @@ class ByAction(Known):
 @admin.register(Node)
 class NodeAdmin(ReadOnly):
     list_display = ("name", "last_seen_at", "criu_version", "kernel")
+    list_filter = ("criu_version", "last_seen_at")
+    search_fields = ("name", "kernel")
 
 
 def ask(request: HttpRequest, rows: Iterable[Any], operation: Callable[..., Job]) -> None:
@@ -187,6 +233,19 @@ class ServiceEventAdmin(ReadOnly):
     search_fields = ("service_ref",)
 
 
+@admin.register(JobLog)
+class JobLogAdmin(ReadOnly):
+    list_display = ("job",)
+    search_fields = ("job__id",)
+
+
+@admin.register(ServiceLoad)
+class ServiceLoadAdmin(ReadOnly):
+    list_display = ("service", "at", "cpu", "memory", "processes", "listening")
+    list_select_related = ("service",)
+    search_fields = ("service__id", "service__name")
+
+
 @admin.register(AuditEvent)
 class AuditEventAdmin(ReadOnly):
     list_display = ("at", "actor", "source", "address", "action", "target_kind", "target_id", "outcome")
@@ -195,10 +254,13 @@ class AuditEventAdmin(ReadOnly):
 
 
 @admin.register(ApiToken)
-class ApiTokenAdmin(ModelAdmin):
+class ApiTokenAdmin(Recorded):
     """Tokens can be ended and taken away here; a new one is shown once, by manage.py token."""
 
+    target_kind = "token"
     list_display = ("label", "user", "created_at", "last_used_at", "expires_at")
+    list_filter = ("expires_at", "last_used_at")
+    search_fields = ("label", "user__username")
     list_select_related = ("user",)
     fields = ("user", "label", "expires_at", "created_at", "last_used_at")
     readonly_fields = ("user", "created_at", "last_used_at")

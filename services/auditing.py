@@ -26,7 +26,12 @@ ACTIONS = (
     "change_password",
     "make_token",
     "revoke_token",
+    "add",
+    "edit",
+    "remove",
+    "refused",
 )
+TARGETS = ("service", "image", "job", "node", "user", "role", "token")
 SOURCES = ("web", "api", "mhctl", "manage", "agent")
 
 address: ContextVar[str] = ContextVar("address", default="")
@@ -55,8 +60,8 @@ def record_audit(
 ) -> AuditEvent:
     """Write one line of the record; in the transaction of what it tells of, if there is one.
 
-    action: a word such as start, dump, show_env, rename. target_kind, target_id: service, image, job or node,
-    and which. detail: what else is worth knowing, never a secret.
+    action: a word such as start, dump, show_env, rename. target_kind, target_id: one of TARGETS, and which.
+    detail: what else is worth knowing, never a secret.
     """
     return AuditEvent.objects.create(
         at=timezone.now(),

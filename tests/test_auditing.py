@@ -1,13 +1,17 @@
 """The record of who asked for what: jobs, names, and what was refused."""
 
+import asyncio
 import json
+from datetime import timedelta
+from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Group, User
 from django.test import Client
+from django.utils import timezone
 
 from services import operations
-from services.auditing import ACTIONS, SOURCES
+from services.auditing import ACTIONS, SOURCES, TARGETS
 from services.authentication import issue
 from services.models import AuditEvent, Service
 from tests.rows import member, running_service
@@ -73,3 +77,75 @@ def test_what_is_refused_is_on_the_record_too() -> None:
     # A stranger is not known, and could fill the disk.
     assert Client().post(f"/api/v1/services/{service.pk}/stop").status_code == 401
     assert AuditEvent.objects.count() == before + 1
+
+
+def test_what_is_done_to_users_is_on_the_record() -> None:
+    client, other = Client(), member("viewer")
+    boss = User.objects.create_superuser("boss", password="long enough 1")
+    client.force_login(boss)
+    issue(other)
+    token = other.api_tokens.get()
+    role = Group.objects.get(name="operator")
+    given = {
+        "username": other.username,
+        "is_active": "on",
+        "groups": [role.pk],
+        "date_joined_0": "2026-01-01",
+    }
+    before = AuditEvent.objects.count()
+    for address, sent in (
+        (f"/admin/auth/user/{other.pk}/change/", given | {"date_joined_1": "00:00:00"}),
+        (f"/admin/services/apitoken/{token.pk}/delete/", {"post": "yes"}),
+        (f"/admin/auth/user/{other.pk}/delete/", {"post": "yes"}),
+    ):
+        assert client.post(address, sent).status_code == 302, address
+    told = [
+        (event.actor, event.action, event.target_kind, event.target_id, event.detail)
+        for event in AuditEvent.objects.order_by("pk")[before:]
+    ]
+    assert told == [
+        ("boss", "edit", "user", other.username, {"fields": ["Groups", "Date joined"]}),
+        ("boss", "remove", "token", str(token), {}),
+        ("boss", "remove", "user", other.username, {}),
+    ]
+    assert {action for _, action, *_ in told} <= set(ACTIONS) and {kind for _, _, kind, *_ in told} <= set(
+        TARGETS
+    )
+
+
+def test_a_login_that_fails_is_on_the_record_if_there_is_such_a_user() -> None:
+    User.objects.create_user("ann", password="long enough 1")
+    for name in ("ann", "hunter2"):
+        assert Client().post("/login/", {"username": name, "password": "wrong"}).status_code == 200
+    failed = AuditEvent.objects.filter(action="login")
+    assert [(event.actor, event.outcome) for event in failed] == [("ann", "refused")]
+
+
+def test_the_record_is_searched_by_a_services_name_by_time_and_for_what_was_refused() -> None:
+    client = Client()
+    client.force_login(User.objects.create_superuser("boss", password="long enough 1"))
+    web, old = running_service("web"), running_service("old", pid=7)
+    for service in (web, old):
+        operations.change(service, restore_on_boot=True, actor="root", source="manage")
+    AuditEvent.objects.filter(target_id=old.pk).update(at=timezone.now() - timedelta(days=2))
+
+    def rows(**query: str) -> int:
+        page = client.get("/audit/", query).content.decode()
+        csv = b"".join(_all(client.get("/audit.csv", query))).decode()
+        found = page.count('<tr id="audit-')
+        assert csv.count("\n") - 1 == found, query
+        return found
+
+    assert rows(q="web") == rows(q=web.pk) == 2
+    assert rows(since="last_day") == 2 and rows(since="last_week") == 4 and rows(since="ever") == 4
+    operator = Client()
+    operator.force_login(member("operator"))
+    assert operator.get("/audit/").status_code == 403
+    assert rows(action="refused") == 1
+
+
+def _all(answer: Any) -> list[bytes]:
+    async def read() -> list[bytes]:
+        return [piece async for piece in answer.streaming_content]
+
+    return asyncio.run(read())
