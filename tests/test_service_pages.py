@@ -12,6 +12,7 @@ from django.contrib.auth.models import User
 from django.test import AsyncClient, Client
 from django.utils import timezone
 
+from images.models import Image, ImageContents
 from services import logs
 from services.models import Job, Service, ServiceLoad
 from tests.rows import made_service, member, recorded_image, running_service, stopped_service
@@ -131,9 +132,26 @@ def test_many_are_restored_only_from_the_images_that_they_are(admin: Client) -> 
 def test_the_first_page_counts_in_whole_sentences(admin: Client) -> None:
     def said() -> str:
         page = admin.get("/").content.decode()
-        return re.sub(r"\s+", " ", page.split('<p class="help">')[1].split("</p>")[0])
+        return re.sub(r"\s+", " ", page.split('<p class="help">')[1].split(" A <em>dump")[0])
 
     running_service("one", pid=7)
     assert said() == "1 of 1 service runs, no job runs or waits."
     made_service("other")
     assert said() == "1 of 2 services run, 1 job running or waiting."
+
+
+def test_two_images_differ_in_the_names_of_their_environment(admin: Client) -> None:
+    service = stopped_service("web")
+    empty: dict[str, Any] = {"processes": [], "files": [], "sockets": [], "memory": {}, "mappings": []}
+    images = []
+    for name in ("OLD_NAME", "NEW_NAME"):
+        images.append(recorded_image(service))
+        ImageContents.objects.create(
+            image=images[-1], read_at=timezone.now(), data=empty | {"environment": {"2": [name]}}
+        )
+    Image.objects.update(is_read=True)
+    page = admin.get("/images/compare/", {"a": images[0].pk, "b": images[1].pk}).content.decode()
+    assert re.findall(r'<span class="sign \w+">(\w+)</span> <span class="mono long">(\w+)<', page) == [
+        ("came", "NEW_NAME"),
+        ("went", "OLD_NAME"),
+    ]
