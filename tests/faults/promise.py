@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import sqlite3
 import subprocess
@@ -171,8 +172,12 @@ def processes_of(service: Kept) -> tuple[list[int], list[int]]:
 
 
 def criu_processes() -> list[int]:
-    """Return the PIDs of each CRIU that has a request or waits for one."""
-    return [pid for pid, words in _command_lines() if _CRIU.match(words)]
+    """Return the PIDs of each CRIU of this test run's that has a request or waits for one.
+
+    Another run may be on the same host, and whoever asks may be about to kill them.
+    """
+    ours = set(process.tree(os.getpid()))  # what has lost its parent is this process's
+    return [pid for pid, words in _command_lines() if pid in ours and _CRIU.match(words)]
 
 
 def _command_lines() -> list[tuple[int, str]]:
