@@ -24,6 +24,7 @@ from tests.faults.replay import contradictions
 from tests.refusals import mounts_of
 from tests.stack import Stack, eventually
 from worker import orphans, process
+from worker.process import Process
 
 SETTLED_WITHIN = 30.0
 """Seconds after the last job's end within which rows, folders and processes must agree."""
@@ -32,17 +33,38 @@ _CRIU = re.compile(r"criu: (dump|restore)\b|[^\0]*criu\0swrk\0")
 _RUNMH = re.compile(r"runmh[ \0](\w+)[ \0]([0-9a-f]{32})\b")
 
 
+_OF_ONE = re.compile(r"/[0-9a-f]{32}/")
+"""In the path of a file of one service or one image."""
+
+_OPENED_ONCE = 16
+"""Descriptors that a process opens when it has its first job or first question, and keeps."""
+
+
 class Host(NamedTuple):
-    """What the host has besides processes."""
+    """What the host has of a node's."""
 
     mounts: list[str]
     tables: list[str]
     zombies: list[str]
+    opened: dict[Process, list[str]]
 
 
 def host(node: Stack) -> Host:
     """Return what of a node's can be seen on the host."""
-    return Host(mounts_of(node), tables(), sorted(_zombies()))
+    return Host(mounts_of(node), tables(), sorted(_zombies()), _opened(node))
+
+
+def _opened(node: Stack) -> dict[Process, list[str]]:
+    """Return what each of miehistod's own processes has open."""
+    found: dict[Process, list[str]] = {}
+    for part in ("worker", "site"):
+        top = node.parts().get(part, 0)
+        for pid in [top, *process.children(top)] if top else []:
+            with contextlib.suppress(OSError):
+                links = list(Path(f"/proc/{pid}/fd").iterdir())
+                if each := Process.of(pid):
+                    found[each] = [os.readlink(link) for link in links if link.is_symlink()]
+    return found
 
 
 def tables() -> list[str]:
@@ -95,7 +117,7 @@ def holds(
     def wrong() -> list[str]:
         orphans.reap(frozenset([node.daemon.pid] if node.daemon else []))
         found = [line for service in services for line in _wrong_with(service, may_end)]
-        return found + wrong_on_disk(node, read=images) + wrong_on_host(node, before)
+        return found + wrong_on_disk(node, read=images) + wrong_on_host(node, before, held=_held(services))
 
     found: list[str] = []
 
@@ -109,8 +131,16 @@ def holds(
     if found:
         raise Broken("; ".join(found))
     for service in services:
-        if service.row()["status"] == "running":
+        status = service.row()["status"]
+        if status == "running":
             service.must_answer()
+        # A restore that is broken off in its last moment has taken the firewall table away.
+        service.line_must_hold(awaited=status == "dumped" and bool(set(tables()) - set(before.tables)))
+
+
+def _held(services: Sequence[Kept]) -> int:
+    """Return how many services are images that wait for a client, by one of CRIU's firewall tables each."""
+    return sum(service.line is not None and service.row()["status"] == "dumped" for service in services)
 
 
 def _wrong_with(service: Kept, may_end: bool) -> list[str]:
@@ -228,12 +258,22 @@ def damage(image: Path) -> list[str]:
     return found
 
 
-def wrong_on_host(node: Stack, before: Host) -> list[str]:
-    """Return what is left on the host that was not there before."""
+def wrong_on_host(node: Stack, before: Host, held: int = 0) -> list[str]:
+    """Return what is left on the host that was not there before.
+
+    Args:
+        held: so many firewall tables wait for the clients of images.
+    """
     now = host(node)
     found = [f"a CRIU is left at work: {pid}" for pid in criu_processes()]
-    for kind, was, has in zip(Host._fields, before, now, strict=True):
-        more = sorted(set(has) - set(was))
+    for each, links in now.opened.items():
+        found += [f"process {each.pid} has {link} open" for link in links if _OF_ONE.search(link)]
+        grown = len(links) - len(before.opened.get(each, links))
+        if grown > _OPENED_ONCE:
+            found.append(f"process {each.pid} has {grown} more descriptors than at first: {sorted(links)}")
+    for kind in ("mounts", "tables", "zombies"):
+        was, has = getattr(before, kind), getattr(now, kind)
+        more = sorted(set(has) - set(was))[held if kind == "tables" else 0 :]
         if more:
             found.append(f"{kind} are left: {', '.join(more)[:300]}")
     return found

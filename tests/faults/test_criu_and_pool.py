@@ -72,7 +72,7 @@ def test_a_criu_that_does_not_come_to_an_end(
     if number is signal.SIGSTOP:
         what += f"; the time limit (here {PATIENCE:g} s) ends the job"
     with campaign.fault(f"CRIU {name}", what) as fault:
-        service = Kept(tight, MEBIBYTES)
+        service = Kept(tight, MEBIBYTES, line=True)
         before = promise.host(tight)
         ends: Counter[str] = Counter()
         hits = 0
@@ -98,6 +98,7 @@ def test_a_criu_that_does_not_come_to_an_end(
                 if hit and done["status"] not in {"succeeded", "failed"}:
                     raise Broken(f"the job ended as {done['status']}: {done['error']}")
         fault.facts = {"rounds in which CRIU was at work": hits, "the jobs ended": dict(ends)}
+        fault.facts["rounds after which a client's connection went on"] = service.went_on
         service.bring_to("running")
         service.delete()
 
@@ -105,7 +106,7 @@ def test_a_criu_that_does_not_come_to_an_end(
 def test_a_restore_that_cannot_be_finished(tight: Tight, campaign: Campaign) -> None:
     what = "A restore finds its port taken, and so fails half way; the image is as good as before"
     with campaign.fault("restore fails half way", what) as fault:
-        service = Kept(tight)
+        service = Kept(tight, line=True)
         before = promise.host(tight)
         for _ in range(campaign.rounds(1, 30)):
             with fault.round():

@@ -62,7 +62,7 @@ FAULTS: dict[str, tuple[Callable[[Lab, Kept], None], str]] = {
 def test_no_service_is_lost_when_a_part_is_killed(lab: Lab, campaign: Campaign, name: str) -> None:
     kill, what = FAULTS[name]
     with campaign.fault(f"{name} killed", what) as fault:
-        service = Kept(lab)
+        service = Kept(lab, line=True)
         before = promise.host(lab)
         ends: dict[str, int] = {}
         for _ in range(campaign.rounds(1, 20)):
@@ -83,6 +83,7 @@ def test_no_service_is_lost_when_a_part_is_killed(lab: Lab, campaign: Campaign, 
                 ends[end] = ends.get(end, 0) + 1
             lab.calm()
         fault.facts = {"the service was afterwards": ends}
+        fault.facts["rounds after which a client's connection went on"] = service.went_on
         service.bring_to("running")
         service.delete()
 

@@ -40,7 +40,7 @@ def test_no_service_is_lost_when_the_worker_is_killed(
 ) -> None:
     what = f"kill -9 of the worker's main or pool process while it works on a service of {size} MiB"
     with campaign.fault(f"worker killed, {size} MiB", what) as fault:
-        service = Kept(lab, size)
+        service = Kept(lab, size, line=True)
         before = promise.host(lab)
         slowest = 0.0
         ends: dict[str, int] = {}
@@ -65,5 +65,6 @@ def test_no_service_is_lost_when_the_worker_is_killed(
                 ends[end] = ends.get(end, 0) + 1
             lab.calm()
         fault.facts = {"slowest settling, s": round(slowest, 1), "jobs ended": ends}
+        fault.facts["rounds after which a client's connection went on"] = service.went_on
         service.bring_to("running")
         service.delete()
