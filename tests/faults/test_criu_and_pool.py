@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import socket
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,21 +106,48 @@ def test_a_criu_that_does_not_come_to_an_end(
         service.delete()
 
 
-def test_a_restore_that_cannot_be_finished(tight: Tight, campaign: Campaign) -> None:
-    what = "A restore finds its port taken, and so fails half way; the image is as good as before"
+@contextlib.contextmanager
+def away(folder: Path, *, file: bool = False) -> Iterator[None]:
+    """Let a folder not be where it was, or a file be there, so that nobody can make it anew."""
+    aside = folder.rename(folder.with_name("aside"))
+    if file:
+        folder.touch()
+    try:
+        yield
+    finally:
+        folder.unlink(missing_ok=True)
+        aside.rename(folder)
+
+
+def test_a_restore_that_cannot_be_finished(tight: Tight, campaign: Campaign, folder: Path) -> None:
+    what = (
+        "A restore finds its port taken, the folder gone that the service is in, or the one where a deleted"
+        " file must be made anew, and so fails half way; the image is as good as before"
+    )
     with campaign.fault("restore fails half way", what) as fault:
-        service = Kept(tight, line=True)
+        at, grave = folder / "at", folder / "grave"
+        for each in (at, grave):
+            each.mkdir()
+        service = Kept(tight, line=True, wishes=[f"at={at}", f"deleted=1:{grave}"])
         before = promise.host(tight)
-        for _ in range(campaign.rounds(1, 30)):
-            with fault.round():
+        harms: dict[str, tuple[str, Callable[[], contextlib.AbstractContextManager[object]]]] = {
+            "port": ("port_in_use", lambda: socket.create_server(("127.0.0.1", service.port))),
+            "folder": ("file_missing", lambda: away(at)),
+            "deleted file": ("restore_failed", lambda: away(grave, file=True)),
+        }
+        for _ in range(campaign.rounds(3, 30)):
+            name = list(harms)[fault.rounds % len(harms)]
+            code, harm = harms[name]
+            with fault.round(name):
                 service.bring_to("dumped")
-                with socket.create_server(("127.0.0.1", service.port)):
+                with harm():
                     done = ended(tight, service.begin("restore"))
-                    if (done["error"] or {}).get("code") != "port_in_use":
+                    if (done["error"] or {}).get("code") != code:
                         raise Broken(f"it ended as {done['status']}: {done['error']}")
                     promise.holds(tight, [service], before=before)
                     if service.row()["status"] != "dumped":
                         raise Broken(f"the service is {service.row()['status']}")
                 service.bring_to("running")
                 promise.holds(tight, [service], before=before)
+        fault.facts["rounds after which a client's connection went on"] = service.went_on
         service.delete()
