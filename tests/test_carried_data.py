@@ -207,6 +207,24 @@ def test_only_what_is_the_services_own_is_carried(stack: Stack, folder: Path) ->
     assert [path.name for path in data.iterdir()] == ["of-root"]
 
 
+def told(session: psycopg.Connection[tuple[Any, ...]]) -> tuple[int, int]:
+    """Return how many transactions of pgbench are committed, and the sum of what they moved."""
+    found = session.execute("SELECT count(*), coalesce(sum(delta), 0) FROM pgbench_history").fetchone()
+    assert found is not None
+    return found[0], found[1]
+
+
+def sound(session: psycopg.Connection[tuple[Any, ...]]) -> tuple[int, int]:
+    """Fail unless all sums and indexes of pgbench's tables are right; return what `told` does."""
+    found = told(session)
+    tables = "accounts", "tellers", "branches"
+    balances = [session.execute(f"SELECT sum({each[0]}balance) FROM pgbench_{each}") for each in tables]
+    assert [each.fetchone() for each in balances] == [(found[1],)] * 3
+    indexes = "SELECT bt_index_check(oid, true) FROM pg_class WHERE relname LIKE 'pgbench%pkey'"
+    assert len(session.execute(indexes).fetchall()) == 3
+    return found
+
+
 def test_postgresql_goes_back_with_its_files(stack: Stack, folder: Path) -> None:
     """Under pgbench: exactly the dump's moment, and sound; without its files it is refused."""
     bench = PostgreSQL(folder)
@@ -219,24 +237,29 @@ def test_postgresql_goes_back_with_its_files(stack: Stack, folder: Path) -> None
     running = subprocess.Popen(
         [pgbench, "-c", "3", "-T", "60", "-n", *address], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    sums = "SELECT count(*), coalesce(sum(delta), 0) FROM pgbench_history"
-
-    def told(session: psycopg.Connection[tuple[Any, ...]]) -> tuple[int, int]:
-        found = session.execute(sums).fetchone()
-        assert found is not None
-        return found[0], found[1]
-
     try:
         with bench.connect() as session:
             assert eventually(lambda: told(session)[0] > 100)
             low = told(session)
         memory_only = stack.dump(service, "--leave-running")
-        carrying = stack.dump(service, "--leave-running", "--carry", str(bench.data))
+        busy = stack.dump(service, "--leave-running", "--carry", str(bench.data))
+        # What is committed cannot be asked in the very moment of the dump, so for one nothing is, meanwhile:
+        # clients stand still, some within a transaction.
+        running.send_signal(signal.SIGSTOP)
         with bench.connect() as session:
+            working = (
+                "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+                " AND state = 'active' AND wait_event_type IS DISTINCT FROM 'Lock'"
+                " AND pid <> pg_backend_pid()"
+            )
+            assert eventually(lambda: session.execute(working).fetchone() == (0,))
             high = told(session)
+        exact = stack.dump(service, "--leave-running", "--carry", str(bench.data))
+        running.send_signal(signal.SIGCONT)
+        with bench.connect() as session:
             assert eventually(lambda: told(session)[0] > high[0] + 100)
     finally:
-        running.terminate()
+        running.kill()
         running.wait()
     stack.mhctl("service", "stop", service)
 
@@ -245,23 +268,20 @@ def test_postgresql_goes_back_with_its_files(stack: Stack, folder: Path) -> None
     assert error["code"] == "files_changed"
     assert any("/pg_wal/" in line for line in error["lines"])
 
-    stack.restore(carrying)
+    stack.restore(busy)
     with bench.connect() as session:
-        found = told(session)
-        assert low[0] <= found[0] <= high[0]
-        tables = "accounts", "tellers", "branches"
-        balances = [session.execute(f"SELECT sum({each[0]}balance) FROM pgbench_{each}") for each in tables]
-        assert [each.fetchone() for each in balances] == [(found[1],)] * 3
-        indexes = "SELECT bt_index_check(oid, true) FROM pg_class WHERE relname LIKE 'pgbench%pkey'"
-        assert len(session.execute(indexes).fetchall()) == 3
+        assert low[0] <= sound(session)[0] <= high[0]
+    stack.mhctl("service", "stop", service)
+    stack.restore(exact)
+    with bench.connect() as session:
+        assert sound(session) == high
     done = subprocess.run([pgbench, "-c", "2", "-t", "50", "-n", *address], check=False, capture_output=True)
     assert done.returncode == 0, done.stderr
 
     # What lies on the disk is as good as the memory that went on with it.
     stack.mhctl("service", "restart", service)
     with eventually(bench.connect, 20) as session:
-        assert told(session)[0] == found[0] + 100
-        assert len(session.execute(indexes).fetchall()) == 3
+        assert sound(session)[0] == high[0] + 100
 
 
 def test_what_dies_half_way_through_putting_back_is_gone_back_on(folder: Path, data: Path) -> None:
