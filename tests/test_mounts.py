@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.servers import Redis, program, started
-from tests.stack import Stack, living
+from tests.stack import CHECKOUT, Stack, living
 from worker import cgroups, namespaces, scan_files
 
 TMPFS = ("-t", "tmpfs", "tests")
+ASKS = "from worker.namespaces import host_mounts; print(host_mounts())"
 
 
 @contextmanager
@@ -269,3 +271,25 @@ def test_a_service_sees_what_it_asked_for(stack: Stack, folder: Path) -> None:
         stack.restore(stack.dump(service))
         assert server.state() == held
         look()
+
+
+def test_a_worker_in_a_container_shows_its_services_what_is_mounted_there(folder: Path) -> None:
+    """There the root itself is a container engine's overlay."""
+    parts = [folder / name for name in ("layers", "root")]
+    for part in parts:
+        part.mkdir()
+    layers, root = map(str, parts)
+    layer = f"{layers}/io.containerd.snapshotter.v1/1"
+    of_overlay = f"lowerdir=/,upperdir={layer}/fs,workdir={layer}/work"
+    steps = (
+        ["mount", *TMPFS, layers],
+        ["mkdir", "-p", f"{layer}/fs/mounted", f"{layer}/work"],
+        ["mount", "-t", "overlay", "-o", of_overlay, "tests", root],
+        ["mount", "-t", "proc", "tests", f"{root}/proc"],
+        ["mount", *TMPFS, f"{root}/mounted"],
+        ["chroot", root, "env", "-C", str(CHECKOUT), sys.executable, "-c", ASKS],
+    )
+    script = " && ".join(map(shlex.join, steps))
+    apart = ["unshare", "--mount", "sh", "-c", script]
+    done = subprocess.run(apart, capture_output=True, text=True, check=True)
+    assert done.stdout == "['/mounted']\n"

@@ -54,7 +54,8 @@ def lines_of(path: str) -> list[str]:
         OSError: it cannot be read.
     """
     with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        return file.read().rstrip("\n").split("\n")
+        text = file.read().rstrip("\n")
+    return text.split("\n") if text else []
 
 
 class _Mount:
@@ -74,6 +75,7 @@ class _Mount:
         The device would not tell: btrfs shows each subvolume's files with a device of its own (btrfs(5)).
         """
         try:
+            os.stat(self.point)  # what a user has mounted for himself alone (FUSE) keeps root out
             descriptor = os.open(self.point, os.O_PATH | os.O_CLOEXEC)
         except OSError:
             return False
@@ -96,14 +98,14 @@ def _engines_folders(mounts: Iterable[_Mount]) -> Iterator[str]:
     that are containers' /dev/shm and volumes.
     """
     for mount in mounts:
-        if mount.type != "overlay":
+        if mount.type != "overlay" or mount.point == "/":  # in a container the root itself is one
             continue
         options = (option.partition("=") for option in mount.options.split(","))
         upper = next((unescaped(value) for name, _, value in options if name == "upperdir"), "")
         container, name = os.path.split(mount.point)
         driver, identity = os.path.split(container)
         data = os.path.dirname(driver)
-        if name == "merged" and upper.split("/")[-2:] == [identity, "diff"]:
+        if name == "merged" and upper.split("/")[-2:] == [identity, "diff"] and driver != "/":
             yield from (driver, f"{driver}-containers", f"{data}/containers", f"{data}/volumes")
         elif any(mark in upper for mark in _ENGINES_MARKS):
             yield from (mount.point, f"{data}/containers", f"{data}/volumes")
