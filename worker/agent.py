@@ -244,7 +244,11 @@ class Agent:
             os.close(self._outputs.pop(service_id))
             held = None
         if held is None and running is not None:
-            found = supervision.output_of(running)
+            try:
+                found = supervision.output_of(running)
+            except OSError as error:  # it is tried again when a supervisor takes over
+                log.warning("the output of service %s cannot be held: %s", service_id, error)
+                return
             if found is not None:
                 self._outputs[service_id] = found
 

@@ -176,6 +176,9 @@ def output_of(found: Running) -> int | None:
 
     As long as one is open the service may print, though its supervisor be dead: nothing is lost, and nobody
     gets a SIGPIPE. What is printed waits in the pipe.
+
+    Raises:
+        OSError: there may be one, but it cannot be opened now.
     """
     path = Path(f"/proc/{found.init.pid}/fd/1")
 
@@ -188,7 +191,7 @@ def output_of(found: Running) -> int | None:
             return None
         # A look at a pipe in /proc makes a new end of it (proc(5), "/proc/pid/fd").
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
     if not is_its_pipe(os.fstat(descriptor)) or not found.init.alive():
         os.close(descriptor)
@@ -200,8 +203,8 @@ def take_over(paths: Paths, service_id: str, output: int | None, timeout: float)
     """Give a service whose supervisor was killed another one; False if it is not the time for that.
 
     Args:
-        output: a read end of the service's pipe, as `output_of` returns it; None if there is none any more:
-            what it prints is lost then, and only its end is watched.
+        output: a read end of the service's pipe, as `output_of` returned it; None if none is held. Where the
+            pipe is gone, what the service prints is lost, and only its end is watched.
         timeout: seconds that the new supervisor may take.
 
     Raises:
@@ -215,10 +218,9 @@ def take_over(paths: Paths, service_id: str, output: int | None, timeout: float)
         if found is None or found.runmh.alive():
             return False
         try:
-            if output is None:
-                _adopt_silent(paths, service_id, timeout)
-            else:
-                _adopt(paths, service_id, output, timeout)
+            reopened = output_of(found) if output is None else os.dup(output)
+            with os.fdopen(_ended_pipe() if reopened is None else reopened, "rb") as pipe:
+                _adopt(paths, service_id, pipe.fileno(), timeout)
         except OSError as error:
             raise JobFailed(
                 "supervisor_died", f"No supervisor can be started: {describe(error)}.", "Mend what is named."
@@ -257,13 +259,11 @@ def _adopt(paths: Paths, service_id: str, output: int, timeout: float) -> Runnin
     return begin(paths, "adopt", service_id, descriptors={"pipe-fd": output}).running(timeout)
 
 
-def _adopt_silent(paths: Paths, service_id: str, timeout: float) -> None:
-    ended, other = os.pipe2(os.O_CLOEXEC)
-    os.close(other)
-    try:
-        _adopt(paths, service_id, ended, timeout)
-    finally:
-        os.close(ended)
+def _ended_pipe() -> int:
+    """Return the read end of a pipe that nobody will write to."""
+    read, write = os.pipe2(os.O_CLOEXEC)
+    os.close(write)
+    return read
 
 
 def give_up(paths: Paths, service_id: str) -> None:
