@@ -19,7 +19,6 @@ from worker import digests
 from worker.durable import sync_folder, write_json
 from worker.errors import JobFailed
 from worker.sums import GrowingSums
-from worker.syncing import sync_files
 
 NAME = "manifest.json"
 FIGURES = "statistics.json"
@@ -83,7 +82,7 @@ def seal(partial: Path, final: Path, facts: dict[str, Any], sums: GrowingSums) -
     os.chown(partial, 0, 0)
     write_json(partial / NAME, manifest, durable=False)
     # Nothing in it is an image before the name is, so the manifest need not come last.
-    sync_files(partial)
+    sums.sync()
     partial.rename(final)
     sync_folder(final.parent)
     return manifest

@@ -1,4 +1,4 @@
-"""Sums of files that still grow, so that a large image is sealed soon after its last byte.
+"""Sums and syncs files that still grow, so that a large image is sealed soon after its last byte.
 
 Knows nothing of images, but that files named `pages-*.img` only grow at their end.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from worker import digests
+from worker import digests, syncing
 
 _CHUNK, _LEAST = 1 << 20, 64 << 10
 _PAUSE = 0.01
@@ -51,11 +51,13 @@ class GrowingSums:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._descriptor = -1
         self._files: dict[str, _Growing] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sums", daemon=True)
 
     def __enter__(self) -> GrowingSums:
+        self._descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._thread.start()
         return self
 
@@ -63,6 +65,7 @@ class GrowingSums:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop()
+        os.close(self._descriptor)
         for growing in self._files.values():
             growing.file.close()
 
@@ -92,3 +95,11 @@ class GrowingSums:
                 self._files[path.name] = _Growing(path)
             self._files[path.name].catch_up()
         return {path.name: self._files[path.name].sum.hexdigest() for path in paths}
+
+    def sync(self) -> None:
+        """Let all that is in the folder survive a power cut.
+
+        Raises:
+            OSError: the disk is full or broken.
+        """
+        syncing.sync_files(self._descriptor)
