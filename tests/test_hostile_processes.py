@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from services.models import Service, new_id
+from tests.stack import eventually
 from worker import (
     alone,
     booting,
@@ -156,6 +157,8 @@ def test_only_root_can_have_a_supervisor_that_was_forgotten(
     title = f"runmh start {service.pk} {tmp_path}"
     command = (title, "60")
     with running(*command, executable="/bin/sleep", user=user, group=0, extra_groups=[]) as feigned:
+        # Its new words are to be seen only a moment after its old descriptors are closed.
+        assert eventually(lambda: title.encode() in Path(f"/proc/{feigned.pid}/cmdline").read_bytes())
         found = booting._survivor(paths, service)
         assert (found is not None and found.pid == feigned.pid) is believed
 
@@ -204,7 +207,8 @@ def test_what_a_service_watches_is_found_without_opening_what_it_has_laid_in_the
         handle = "fhandle-bytes:8 fhandle-type:1 f_handle:0011223344556677"
         about = f"inotify wd:1 ino:1 sdev:7 mask:20 ignored_mask:0 {handle}"
         for folders in ([], places):
-            found = list(scan_watches.look(os.getpid(), 3, about, points, folders))
+            search = scan_watches.Search()
+            found = list(scan_watches.look(os.getpid(), 3, about, points, folders, search))
             assert [each.code for each in found] == ["inotify_handle"]
         with pytest.raises(BlockingIOError):
             os.read(opened, 4096)

@@ -65,6 +65,7 @@ class Files:
     def __init__(self, ghost_limit: int, watched_in: Sequence[str] = ()) -> None:
         self._ghost_limit = ghost_limit
         self._watched_in = watched_in
+        self._search = scan_watches.Search()
         self.mounts = Mounts()
         self.findings: list[Finding] = []
         self.sockets: dict[int, Held] = {}
@@ -120,7 +121,7 @@ class Files:
             self.findings.append(findings.unsupported_file(pid, number, name))
         elif name in {"inotify", "[fanotify]"}:
             self.findings += scan_watches.look(
-                pid, number, self._about(pid, number), self.mounts.points, self._watched_in
+                pid, number, self._about(pid, number), self.mounts.points, self._watched_in, self._search
             )
 
     def _named(self, pid: int, number: int, path: str) -> None:

@@ -87,10 +87,12 @@ def _shared(
             continue
         for number in numbers:
             try:
+                about = Path(f"/proc/{pid}/fdinfo/{number}").read_text(encoding="utf-8", errors="replace")
+                if not _LOCK.search(about):
+                    continue  # the file itself may lie on a server that does not answer
                 status = os.stat(f"/proc/{pid}/fd/{number}")
                 if (status.st_dev, status.st_ino) not in files:
                     continue
-                about = Path(f"/proc/{pid}/fdinfo/{number}").read_text(encoding="utf-8", errors="replace")
             except OSError:
                 continue
             for theirs in of(pid, "", about, status):
