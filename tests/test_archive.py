@@ -424,18 +424,18 @@ def test_one_import_of_an_image_at_once(paths: Paths, tmp_path: Path) -> None:
     assert [path.name for path in other.images.iterdir()] == [IMAGE]
 
 
-def test_what_a_killed_import_left_is_swept_away(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_import_left_is_swept_away(paths: Paths) -> None:
     for name in (f".import-{'c' * 32}", ".import-by-hand"):
         (paths.images / name).mkdir()
         (paths.images / name / "pages-1.img").write_bytes(b"secret")
 
-    def swept() -> set[str]:
-        importing.sweep(paths)
+    def left() -> set[str]:
         return {path.name for path in paths.images.iterdir()} - {IMAGE}
 
-    assert len(swept()) == 2, "somebody may go on with it"
-    monkeypatch.setattr(importing, "_KEPT_FOR", -1.0)
-    assert swept() == {".import-by-hand"}
+    assert not importing.sweep(paths)
+    assert len(left()) == 2, "somebody may go on with it"
+    assert importing.sweep(paths, kept_for=0)  # as a dump does that finds no room
+    assert left() == {".import-by-hand"}
 
 
 def test_a_killed_export_leaves_a_file_that_the_next_sweep_takes(paths: Paths) -> None:

@@ -5,6 +5,8 @@ Knows neither the programs nor what they read.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from worker.runmh.launch import DEFAULT_PATH
 
 UID = 65533
@@ -27,3 +29,12 @@ WITHOUT_RIGHTS = (
     *("--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--"),
 )
 """As well, as that user and without any capability. It can read what every user of the host may read."""
+
+
+def refusal(lines: Iterable[str]) -> str:
+    """Return the words by which the host refuses to run a program so, of all that was said.
+
+    Returns:
+        "" if it was run, whatever became of it.
+    """
+    return next((line for line in lines if line.startswith(("unshare: ", "timeout: ", "setpriv: "))), "")

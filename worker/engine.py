@@ -230,7 +230,17 @@ class Engine:
             account = preflight.account_for_dump(running.init.pid)
             policy = self.tools.policy()
             data, size = preflight.check_data(self.paths, service_id, running, carry, policy)
-            check = self._room(running, policy, size)
+            look = self._room(running, policy, size)
+
+            def check(claimed: int) -> int:
+                try:
+                    return look(claimed)
+                except JobFailed:
+                    # What interrupted imports have left makes way for a service.
+                    if not importing.sweep(self.paths, kept_for=0):
+                        raise
+                    return look(claimed)
+
             with claims.claimed(self.paths, self.paths.job_lock(service_id), image_id, policy.pool, check):
                 return Dump(
                     self.tools,

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from worker import claims, digests, encryption, locks, manifest, preflight, programs
+from worker import alone, claims, digests, encryption, locks, manifest, preflight, programs
 from worker.errors import JobFailed, describe
 from worker.exporting import ORIGIN, Progress
 from worker.paths import Paths, checked_id
@@ -104,6 +104,8 @@ class Import:
                     return self._read(reader, running)
                 except BadStream as bad:
                     lines = running.kill() or self._failures
+                    if refusal := alone.refusal(lines):
+                        raise _not_alone(refusal) from None
                     raise self._bad(str(bad), lines, cut_off=isinstance(bad, CutOff)) from None
         finally:
             os.close(file)
@@ -239,11 +241,20 @@ class Import:
         return JobFailed(
             "archive_damaged",
             f"The archive {self._archive.name} {what}.",
-            "Fetch the whole of it and import that: what is here already is not written again."
+            "Fetch the whole of it and import that: what was kept of it is not written again."
             if cut_off
             else "Nothing of it was kept: fetch it again, from somebody you trust.",
             lines,
         )
+
+
+def _not_alone(refusal: str) -> JobFailed:
+    return JobFailed(
+        "program_refused",
+        "This host does not let the archive be read by a program without rights.",
+        "Let the worker make namespaces (CAP_SYS_ADMIN, no seccomp filter); the archive may be good.",
+        [refusal],
+    )
 
 
 def _may_go_on(error: Exception) -> bool:
@@ -347,13 +358,20 @@ def _is_plain_name(name: str) -> bool:
     )
 
 
-def sweep(paths: Paths) -> None:
-    """Remove what imports have left that were interrupted and that nobody has gone on with for a day."""
+def sweep(paths: Paths, kept_for: float = _KEPT_FOR) -> bool:
+    """Remove what imports have left that were interrupted; tell whether there was any.
+
+    Args:
+        kept_for: seconds for which nobody has gone on with it.
+    """
+    swept = False
     for folder in paths.images.glob(".import-*"):
         image_id = folder.name.removeprefix(".import-")
         with suppress(JobFailed, FileNotFoundError, ValueError), _alone(paths, image_id):
-            if time.time() - folder.stat().st_mtime > _KEPT_FOR:
+            if time.time() - folder.stat().st_mtime >= kept_for:
                 shutil.rmtree(folder)
+                swept = True
+    return swept
 
 
 @contextmanager
