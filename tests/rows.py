@@ -1,13 +1,14 @@
-"""Rows that several tests begin with, made by the operations themselves."""
+"""Rows that several tests begin with, made by the operations themselves, or very many of them at once."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from django.contrib.auth.models import Group, User
+from django.utils import timezone
 
 from images import operations as image_operations
 from images.models import Image
 from services import operations
-from services.models import Job, Node, Service, new_id
+from services.models import AuditEvent, Job, JobEvent, Node, Service, ServiceEvent, ServiceLoad, new_id
 
 
 def member(role: str | None) -> User:
@@ -75,3 +76,48 @@ def taken(job: Job) -> Job:
     claimed = operations.claim(job.pk, worker="test")
     assert claimed
     return claimed
+
+
+def in_bulk(count: int) -> None:
+    """Make services that run, each with an image, jobs, events and figures."""
+    now, node = timezone.now(), Node.objects.local()
+    made = [
+        Service(
+            node=node,
+            name=f"bulk-{count}-{number}",
+            argv=["/bin/true"],
+            status="running",
+            pid=number + 1,
+            created_at=now,
+            changed_at=now - timedelta(minutes=number),
+        )
+        for number in range(count)
+    ]
+    Service.objects.bulk_create(made)
+    ServiceLoad.objects.bulk_create([ServiceLoad(service=each, at=now, cpu=0.5, memory=1) for each in made])
+    ServiceEvent.objects.bulk_create(
+        [ServiceEvent(service_ref=each.pk, at=now, status="running") for each in made]
+    )
+    Image.objects.bulk_create(
+        [Image(id=each.pk, node=node, service=each, service_ref=each.pk, created_at=now) for each in made]
+    )
+    jobs = [
+        Job(
+            kind=kind,
+            status=status,
+            node=node,
+            service=each,
+            service_ref=each.pk,
+            image_id=each.pk,
+            queued_at=now,
+            error_code="x" * (status == "failed"),
+            error_message="It failed." * (status == "failed"),
+        )
+        for each in made
+        for kind, status in (("dump", "failed"), ("restore", "succeeded"))
+    ]
+    Job.objects.bulk_create(jobs)
+    JobEvent.objects.bulk_create([JobEvent(job=each, at=now, status="queued") for each in jobs])
+    AuditEvent.objects.bulk_create(
+        [AuditEvent(at=now, actor="root", action="dump", target_id=each.service_ref) for each in jobs]
+    )

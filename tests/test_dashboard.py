@@ -12,22 +12,18 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import connection
 from django.template.loader import render_to_string
-from django.test import AsyncClient, Client, RequestFactory
-from django.test.utils import CaptureQueriesContext
+from django.test import AsyncClient, Client
 from django.utils import timezone
 
-from dashboard import audit, comparing, image_pages, job_pages, overview, service_pages
 from dashboard.axis import Axis
 from dashboard.changes import Changes
-from dashboard.page import Page
 from images import operations as operations_of_images
 from images.models import Image
 from services import inspection, operations
 from services.auditing import record_audit
-from services.models import AuditEvent, Job, JobEvent, Node, Service, ServiceEvent, ServiceLoad
-from tests.rows import made_service, member, recorded_image, running_service, stopped_service, taken
+from services.models import AuditEvent, Job, Service
+from tests.rows import in_bulk, made_service, member, recorded_image, running_service, stopped_service, taken
 from worker import findings, remedies
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -48,87 +44,6 @@ def text_of(client: Client, address: str) -> str:
 
 def names_in(page: str) -> list[str]:
     return re.findall(r'<a class="name"[^>]*>([^<]+)</a>', page)
-
-
-def in_bulk(count: int) -> None:
-    """Make services that run, each with an image, jobs, events and figures."""
-    now, node = timezone.now(), Node.objects.local()
-    made = [
-        Service(
-            node=node,
-            name=f"bulk-{count}-{number}",
-            argv=["/bin/true"],
-            status="running",
-            pid=number + 1,
-            created_at=now,
-            changed_at=now - timedelta(minutes=number),
-        )
-        for number in range(count)
-    ]
-    Service.objects.bulk_create(made)
-    ServiceLoad.objects.bulk_create([ServiceLoad(service=each, at=now, cpu=0.5, memory=1) for each in made])
-    ServiceEvent.objects.bulk_create(
-        [ServiceEvent(service_ref=each.pk, at=now, status="running") for each in made]
-    )
-    Image.objects.bulk_create(
-        [Image(id=each.pk, node=node, service=each, service_ref=each.pk, created_at=now) for each in made]
-    )
-    jobs = [
-        Job(
-            kind=kind,
-            status=status,
-            node=node,
-            service=each,
-            service_ref=each.pk,
-            image_id=each.pk,
-            queued_at=now,
-            error_code="x" * (status == "failed"),
-            error_message="It failed." * (status == "failed"),
-        )
-        for each in made
-        for kind, status in (("dump", "failed"), ("restore", "succeeded"))
-    ]
-    Job.objects.bulk_create(jobs)
-    JobEvent.objects.bulk_create([JobEvent(job=each, at=now, status="queued") for each in jobs])
-    AuditEvent.objects.bulk_create(
-        [AuditEvent(at=now, actor="root", action="dump", target_id=each.service_ref) for each in jobs]
-    )
-
-
-def queries_of(page: Page, user: User, **words: str) -> int:
-    request = RequestFactory().get("/")
-    request.user = user
-    request._messages = []  # type: ignore[attr-defined]  # what the middleware would add
-    request.session = {}  # type: ignore[assignment]
-    with CaptureQueriesContext(connection) as asked:
-        assert page.answer(request, **words).status_code == 200
-    return len(asked)
-
-
-def test_no_page_asks_more_of_the_database_when_there_is_more() -> None:
-    boss = User.objects.create_superuser("boss", password="long enough 1")
-    in_bulk(3)
-    one = Service.objects.order_by("created_at").first()
-    job = Job.objects.filter(status="failed").first()
-    assert one
-    assert job
-    looks: list[tuple[Page, dict[str, str]]] = [
-        (overview.overview, {}),
-        (service_pages.services, {}),
-        (service_pages.service, {"reference": one.pk}),
-        (image_pages.images, {}),
-        (image_pages.image, {"reference": one.pk}),
-        (comparing.compare, {}),
-        (job_pages.jobs, {}),
-        (job_pages.job, {"reference": job.pk}),
-        (audit.audit, {}),
-    ]
-    few = [queries_of(page, boss, **words) for page, words in looks]
-    in_bulk(45)
-    many = [queries_of(page, boss, **words) for page, words in looks]
-    # The overview counts failures only when there are more than it shows.
-    assert [after - before for before, after in zip(few, many, strict=True)] == [1] + [0] * 8
-    assert max(many) <= 16
 
 
 def test_a_table_is_searched_filtered_sorted_and_paged_by_its_address(admin: Client) -> None:
