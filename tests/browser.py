@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -24,6 +25,13 @@ FLAGS = (
 )
 PATIENCE = 30_000  # milliseconds; a test machine can be busy
 SERIOUS = {"serious", "critical"}
+WIDTHS = (1280, 360)
+SCHEMES: dict[Literal["light", "dark"], dict[str, Any]] = {
+    "light": {},
+    "dark": {"runOnly": ["color-contrast"]},
+}
+"""Colour schemes, and what axe-core is told to look at in each."""
+AFTER_A_FRAME = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 expect.set_options(timeout=PATIENCE)
 
@@ -104,12 +112,30 @@ def connected(page: Page) -> None:
     page.wait_for_selector("html[data-stream=open]", state="attached")
 
 
-def assert_accessible(page: Page) -> None:
-    """Fail for what axe-core calls serious: names, contrast, order, roles."""
-    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
-    told = [
-        f"{each['id']}: {each['help']}: {[node['html'][:150] for node in each['nodes'][:3]]}"
-        for each in found
-        if each["impact"] in SERIOUS
-    ]
-    assert not told, f"{page.url}:\n" + "\n".join(told)
+def assert_accessible(page: Page, what: str = "") -> None:
+    """Fail for what axe-core calls serious, and for what is wider than the window.
+
+    The page is looked at wide and narrow, light and dark, with all that is folded unfolded. In the dark only
+    colours differ, so only they are looked at again.
+
+    Args:
+        what: names what is shown where the address alone does not, such as a dialog.
+    """
+    page.evaluate(Axe().axe_script)
+    page.evaluate("for (const folded of document.querySelectorAll('details')) folded.open = true")
+    found = []
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 900})
+        page.evaluate(AFTER_A_FRAME)  # the page's own script looks at what can be scrolled now
+        wide = page.evaluate("document.documentElement.scrollWidth") - width
+        found += [f"at {width} px: {wide} px too wide"] * (wide > 0)
+        for scheme, options in SCHEMES.items():
+            page.emulate_media(color_scheme=scheme)
+            answer = page.evaluate("options => axe.run(options)", {"resultTypes": ["violations"], **options})
+            found += [
+                f"at {width} px, {scheme}: {each['id']}: {each['help']}:"
+                f" {[node['html'][:150] for node in each['nodes'][:3]]}"
+                for each in answer["violations"]
+                if each["impact"] in SERIOUS
+            ]
+    assert not found, f"{page.url} {what}:\n" + "\n".join(found)

@@ -1,0 +1,122 @@
+"""Every page and every dialog, wide and narrow, light and dark, as axe-core judges it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser import assert_accessible, chromium, log_in_as_admin, page
+from tests.stack import Stack, eventually, free_port, get_page
+
+__all__ = ["chromium", "page"]
+
+
+@pytest.fixture
+def ids(stack: Stack, folder: Path) -> dict[str, str]:
+    """Return the ids of services, images and jobs of a node on which much has happened."""
+    port = free_port()
+    server = f"python3 -u -m http.server {port} --bind 127.0.0.1"
+    web = stack.create(*server.split(), options=("--name", "web", "-e", "TOKEN=secret"))
+    eventually(lambda: get_page(port))
+    before, image = (stack.dump(web, "--leave-running") for _ in range(2))
+    stack.mhctl("service", "create", "--name", "broken", "--", "no-such-program", check=False)
+    log = folder / "a-log-with-a-name-that-is-as-long-as-some-have.txt"
+    writer = stack.create("sh", "-c", f"exec 3>>{log}; exec sleep 1000", options=("--name", "writer"))
+    assert eventually(log.exists)
+    dumped = stack.dump(writer)
+    log.write_text("new\n")
+    stack.mhctl("service", "restore", "--from", dumped, check=False)
+    for each in (before, image, dumped):
+        stack.show("image", each)  # it waits until somebody has read what is in it
+    jobs = stack.api("GET", "jobs").body
+    ended = {(job["kind"], job["status"], job["service"]): job["object_id"] for job in jobs}
+    broken = next(job["object_id"] for job in jobs if job["status"] == "failed" and job["kind"] != "restore")
+    return {
+        "web": web,
+        "writer": writer,
+        "before": before,
+        "image": image,
+        "succeeded": ended["dump", "succeeded", web],
+        "failed": broken,
+        "refused": ended["restore", "failed", writer],
+    }
+
+
+def test_every_page_is_accessible(stack: Stack, ids: dict[str, str], page: Page) -> None:
+    page.goto("/login/")
+    assert_accessible(page)
+    log_in_as_admin(page, stack)
+    web, image = ids["web"], ids["image"]
+    for address in (
+        "/",
+        "/services/",
+        "/services/?q=nothing",
+        "/services/new/",
+        f"/services/bulk/?do=stop&id={web}&id={ids['writer']}",
+        f"/services/{web}/",
+        f"/services/{ids['writer']}/",
+        f"/services/{web}/logs/",
+        f"/services/{web}/now/",
+        f"/services/{web}/dump/",
+        "/services/nope/",
+        "/images/",
+        f"/images/{image}/",
+        "/images/compare/",
+        f"/images/compare/?a={ids['before']}&b={image}",
+        "/images/prune/",
+        "/jobs/",
+        f"/jobs/{ids['succeeded']}/",
+        f"/jobs/{ids['failed']}/",
+        "/audit/",
+        "/account/tokens/",
+        "/account/password/",
+        "/nope/",
+    ):
+        page.goto(address)
+        if address == f"/services/{web}/":
+            expect(page.locator("#now")).to_contain_text("http.server")
+        assert_accessible(page)
+    for address in (f"/services/{web}/", f"/images/{image}/"):
+        page.goto(address)
+        page.get_by_role("button", name=re.compile("^Show (its environment|values)$")).click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("Environment")
+        assert_accessible(page, "shows an environment")
+    page.goto("/account/tokens/")
+    page.get_by_label("What it is for").fill("a laptop")
+    page.get_by_role("button", name="Make it").click()
+    expect(page.locator(".new-card")).to_contain_text("Your new token")
+    assert_accessible(page, "shows a token")
+
+
+def test_every_dialog_is_accessible(stack: Stack, ids: dict[str, str], page: Page) -> None:
+    log_in_as_admin(page, stack)
+    web, writer = f"/services/{ids['web']}/", f"/services/{ids['writer']}/"
+    image, refused = f"/images/{ids['image']}/", f"/jobs/{ids['refused']}/"
+    for address, opener, shown in (
+        ("/services/", "New service", "Create and start"),
+        (web, "Dump", "Yes: nothing was found"),
+        (web, "Restart", "run again from the beginning"),
+        (web, "Stop", "SIGTERM"),
+        (web, "Change", "Restore it after a boot"),
+        (web, "Delete", "Stop it first"),
+        (writer, "Restore", "Even if its files have changed"),
+        (writer, "Start", "empty memory"),
+        (refused, "Restore it with the files as they are", "These files are not as the service left them"),
+        (image, "Restore", "Service web is running. Stop it"),
+        (image, "Verify", "compared with the sums"),
+        (image, "Rename", "Only its name changes"),
+        (image, "Delete", "cannot be undone"),
+        ("/images/", "Free space", "can go"),
+    ):
+        page.goto(address)
+        page.get_by_role("main").get_by_role("link", name=opener, exact=True).first.click()
+        expect(page.get_by_role("dialog")).to_contain_text(shown)
+        assert_accessible(page, f"after {opener}")
+    page.goto("/services/")
+    page.get_by_label("Choose web").check()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Stop 1 service")
+    assert_accessible(page, "with a dialog for many")
