@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from tests.browser import (
     page,
 )
 from tests.stack import CHECKOUT, Stack, eventually, free_port, get_page
+from tests.stopping import stopped_at
 
 __all__ = ["chromium", "page"]
 
@@ -82,6 +85,7 @@ def test_an_operators_day(page: Page, stack: Stack) -> None:
 
     # A dump with the dialog: the dry run says yes before, the page turns by itself afterwards.
     connected(page)
+    mark(page)
     elsewhere = page.context.new_page()
     elsewhere.goto(f"/services/{service}/")
     elsewhere.get_by_role("link", name="Dump", exact=True).click()
@@ -96,6 +100,7 @@ def test_an_operators_day(page: Page, stack: Stack) -> None:
     page.bring_to_front()
     expect(page.locator(".title .status")).to_have_text("dumped")
     expect(page.locator(".life .hung")).not_to_have_count(0)
+    assert is_marked(page), "it was loaded again"
 
     # What is in the image, and what differs from the other.
     elsewhere.bring_to_front()
@@ -185,6 +190,47 @@ def test_without_javascript_everything_is_there(stack: Stack, chromium: Browser)
     expect(page.locator(".title .status")).to_have_text("succeeded")  # the page loads itself again
     assert stack.show("service", service)["status"] == "dumped"
     window.close()
+
+
+def test_a_waterfall_moves_while_its_job_runs(page: Page, stack: Stack) -> None:
+    service = stack.create("sleep", "1000", options=("--name", "slow"))
+    pool = stack.pool()
+    for pid in pool:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        job = stack.mhctl("service", "dump", service, "--no-wait").out.strip()
+        log_in_as_admin(page, stack)
+        page.goto(f"/jobs/{job}/")
+        connected(page)
+        mark(page)
+        expect(unfinished(page)).to_contain_text("waiting in the queue")
+    finally:
+        for pid in pool:
+            os.kill(pid, signal.SIGCONT)
+    criu = stopped_at(stack, service, "dump.log", "Running post-dump scripts")
+    try:
+        expect(unfinished(page)).to_contain_text("freezing and writing memory")
+        expect(page.locator(".waterfall tr", has_text="waiting in the queue")).not_to_contain_text("…")
+    finally:
+        criu.signal(signal.SIGCONT)
+    expect(page.locator(".title .status")).to_have_text("succeeded")
+    expect(unfinished(page)).to_have_count(0)
+    expect(page.locator(".waterfall")).to_contain_text("freezing and writing memory")
+    assert is_marked(page), "it was loaded again"
+
+
+def unfinished(page: Page) -> Locator:
+    """Return the steps of a waterfall that go on."""
+    return page.locator(".waterfall tbody tr", has_text="…")
+
+
+def mark(page: Page) -> None:
+    """Leave something on a page that does not outlive its being loaded again."""
+    page.evaluate("window.marked = true")
+
+
+def is_marked(page: Page) -> bool:
+    return bool(page.evaluate("window.marked === true"))
 
 
 def test_a_page_says_when_its_stream_breaks_and_recovers(page: Page, stack: Stack) -> None:

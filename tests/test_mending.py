@@ -19,6 +19,7 @@ import pytest
 
 from tests.servers import Connection, Redis, connected, started
 from tests.stack import Answer, Stack, eventually, living
+from tests.stopping import stopped_at
 from worker import process
 
 PATIENCE = 2
@@ -51,48 +52,6 @@ def client(hasty: Stack, folder: Path) -> Iterator[tuple[str, Connection]]:
         assert connection.ask("SET told nobody") == "+OK"
         assert connection.ask(f"SETRANGE weight {WEIGHT} x") == f":{WEIGHT + 1}"
         yield service, connection
-
-
-def criu_of(node: Stack) -> process.Process | None:
-    """Return the CRIU that works on this node now, with its request."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if (folder / "comm").read_text() == "criu\n" and any(
-                str(link.readlink()).startswith(f"{node.folder}/run/services/")
-                and link.readlink().name == "job.lock"
-                for link in (folder / "fd").iterdir()
-            ):
-                return process.Process.of(int(folder.name))
-        except OSError:
-            continue
-    return None
-
-
-@contextlib.contextmanager
-def before_others() -> Iterator[None]:
-    """Let this thread have the processor before all others for the block, where the host lets it."""
-    usual = os.getpriority(os.PRIO_PROCESS, 0)
-    with contextlib.suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, 0, -20)
-    try:
-        yield
-    finally:
-        os.setpriority(os.PRIO_PROCESS, 0, usual)
-
-
-def stopped_at(node: Stack, service: str, log: str, words: str) -> process.Process:
-    """Stop CRIU (SIGSTOP) as soon as its log holds these words, and return it."""
-    path = node.folder / f"run/services/{service}/criu/{log}"
-    found = eventually(lambda: criu_of(node))
-    assert found
-    # Without a pause: such a moment is short.
-    with before_others():
-        while found.alive():
-            if path.exists() and words in path.read_text(errors="replace"):
-                found.signal(signal.SIGSTOP)
-                break
-    assert found.alive(), f"CRIU did not come to {words!r}"
-    return found
 
 
 def tables() -> set[str]:
