@@ -47,10 +47,12 @@ def chromium(node: Stack) -> Iterator[Browser]:
         browser.close()
 
 
-def context(chromium: Browser, stack: Stack) -> BrowserContext:
+def context(chromium: Browser, stack: Stack, *, java_script: bool) -> BrowserContext:
     """Return a browser's window of its own, with no cookie yet."""
     made = chromium.new_context(
-        base_url=f"http://127.0.0.1:{stack.port}", viewport={"width": 1280, "height": 900}
+        base_url=f"http://127.0.0.1:{stack.port}",
+        viewport={"width": 1280, "height": 900},
+        java_script_enabled=java_script,
     )
     made.set_default_timeout(PATIENCE)
     return made
@@ -59,7 +61,17 @@ def context(chromium: Browser, stack: Stack) -> BrowserContext:
 @pytest.fixture
 def page(chromium: Browser, stack: Stack, request: pytest.FixtureRequest) -> Iterator[Page]:
     """A page before the real node; it fails the test when the browser's console complains."""
-    window = context(chromium, stack)
+    yield from _watched(context(chromium, stack, java_script=True), stack, request)
+
+
+@pytest.fixture
+def plain_page(chromium: Browser, stack: Stack, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """The same in a browser without JavaScript."""
+    yield from _watched(context(chromium, stack, java_script=False), stack, request)
+
+
+def _watched(window: BrowserContext, stack: Stack, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """Yield a page; after a failure keep what it shows, and fail for what its console said."""
     opened = window.new_page()
     complaints: list[str] = []
     opened.on("console", lambda said: complaints.append(said.text) if _complains(said) else None)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from tests.browser import (
     assert_accessible,
@@ -20,11 +20,12 @@ from tests.browser import (
     log_in,
     log_in_as_admin,
     page,
+    plain_page,
 )
 from tests.stack import CHECKOUT, Stack, eventually, free_port, get_page
 from tests.stopping import stopped_at
 
-__all__ = ["chromium", "page"]
+__all__ = ["chromium", "page", "plain_page"]
 
 MAKE_VIEWER = """
 from django.contrib.auth.models import Group, User
@@ -179,17 +180,34 @@ def test_a_viewer_sees_and_cannot_act(page: Page, stack: Stack) -> None:
     assert "calm" in stack.mhctl("service", "list", "--json").out
 
 
-def test_without_javascript_everything_is_there(stack: Stack, chromium: Browser) -> None:
-    service = stack.create("sleep", "1000", options=("--name", "plain"))
-    window = chromium.new_context(base_url=f"http://127.0.0.1:{stack.port}", java_script_enabled=False)
-    page = window.new_page()
+def test_without_javascript_everything_can_be_done(plain_page: Page, stack: Stack) -> None:
+    page, port = plain_page, free_port()
+    main = page.get_by_role("main")
+
+    def done(state: str) -> None:
+        """Wait for the job, whose page loads itself again, and go to its service."""
+        expect(page.locator(".title .status")).to_have_text("succeeded")
+        main.get_by_role("link", name="plain", exact=True).click()
+        expect(page.locator(".title .status")).to_have_text(state)
+
     log_in_as_admin(page, stack)
+    page.goto("/services/new/")
+    main.get_by_label("Command", exact=True).fill(server(port))
+    main.get_by_label("Name", exact=True).fill("plain")
+    main.get_by_role("button", name="Create and start").click()
+    done("running")
     page.goto("/services/?q=plain")
-    page.get_by_role("link", name="Dump plain").click()
-    page.get_by_role("button", name="Dump", exact=True).click()
-    expect(page.locator(".title .status")).to_have_text("succeeded")  # the page loads itself again
-    assert stack.show("service", service)["status"] == "dumped"
-    window.close()
+    main.get_by_role("link", name="Dump plain").click()
+    main.get_by_role("button", name="Dump", exact=True).click()
+    done("dumped")
+    for verb, state in (("Restore", "running"), ("Stop", "stopped")):
+        main.get_by_role("link", name=verb, exact=True).click()
+        main.get_by_role("button", name=verb, exact=True).click()
+        done(state)
+    main.get_by_role("link", name="Delete", exact=True).click()
+    main.get_by_role("button", name="Delete", exact=True).click()
+    expect(page.locator(".title .status")).to_have_text("succeeded")
+    assert stack.api("GET", "services?all=1").body == []
 
 
 def test_a_waterfall_moves_while_its_job_runs(page: Page, stack: Stack) -> None:
