@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
 WIDTHS = (1280, 390)
 HEIGHT = 900
@@ -29,11 +31,12 @@ class View(NamedTuple):
     shifts: dict[int, float]
 
 
-def views(port: int, session: str, addresses: dict[str, str]) -> dict[str, View]:
-    """Look at each address with an empty cache, at each width.
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """Run Debian's Chromium for the block.
 
     Raises:
-        RuntimeError: there is no Chromium.
+        RuntimeError: there is none.
     """
     program = shutil.which("chromium")
     if program is None:
@@ -42,21 +45,31 @@ def views(port: int, session: str, addresses: dict[str, str]) -> dict[str, View]
         # Root's Chromium has no sandbox; it sees this site alone.
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         try:
-            return {
-                label: _view(browser, f"http://127.0.0.1:{port}", session, address)
-                for label, address in addresses.items()
-            }
+            yield browser
         finally:
             browser.close()
 
 
-def _view(browser: Browser, site: str, session: str, address: str) -> View:
+def window_on(browser: Browser, port: int, session: str, width: int) -> BrowserContext:
+    """Return a window of its own, with an empty cache, of somebody who is logged in."""
+    site = f"http://127.0.0.1:{port}"
+    window = browser.new_context(viewport={"width": width, "height": HEIGHT}, base_url=site)
+    window.add_cookies([{"name": "sessionid", "value": session, "url": site}])
+    return window
+
+
+def views(port: int, session: str, addresses: dict[str, str]) -> dict[str, View]:
+    """Look at each address with an empty cache, at each width."""
+    with chromium() as browser:
+        return {label: _view(browser, port, session, address) for label, address in addresses.items()}
+
+
+def _view(browser: Browser, port: int, session: str, address: str) -> View:
     octets: dict[str, int] = {}
     encodings: set[str] = set()
     shifts: dict[int, float] = {}
     for width in WIDTHS:
-        window = browser.new_context(viewport={"width": width, "height": HEIGHT}, base_url=site)
-        window.add_cookies([{"name": "sessionid", "value": session, "url": site}])
+        window = window_on(browser, port, session, width)
         page = window.new_page()
         told = window.new_cdp_session(page)
         kinds: dict[str, str] = {}

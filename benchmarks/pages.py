@@ -1,4 +1,5 @@
-"""`make bench-pages`: how fast the pages are when the database is large, and what open ones cost a dump.
+"""`make bench-pages`: how fast the pages are when the database is large, how soon an open one shows a change,
+and what open ones cost a dump.
 
 It writes a section of docs/performance.md, on SQLite and on PostgreSQL. A node is started as an operator
 does, so a page is timed through gunicorn, every middleware, the view and the database, to the last byte.
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import database, first_view, measuring, report
+from benchmarks import database, first_view, measuring, report, showing
 from benchmarks.measuring import Sample, timed
 from benchmarks.node import CHECKOUT, MHCTL, Node, free_port, small, started, wait_for
 from benchmarks.open_pages import opened
@@ -198,21 +199,25 @@ def filled(node: Node, numbers: dict[str, int]) -> Filled:
     return Filled(service, port, json.loads(done.stdout))
 
 
+def looked_at(filled_with: Filled) -> list[str]:
+    """Return the addresses of the pages that are open, in turn."""
+    return [
+        "/",
+        "/services/",
+        f"/services/{filled_with.service}/",
+        "/images/",
+        "/jobs/",
+        "/audit/",
+        f"/services/{filled_with.ids['service']}/",
+        "/services/?status=running",
+    ]
+
+
 def watched(node: Node, filled_with: Filled, pairs: int, count: int) -> dict[str, Any]:
     """Dump and restore a service in turn while nobody looks and while `count` pages do."""
     service, port, ids = filled_with
     times: dict[str, list[float]] = {"dump": [], "restore": [], "dump, watched": [], "restore, watched": []}
     events = 0
-    looked_at = [
-        "/",
-        "/services/",
-        f"/services/{service}/",
-        "/images/",
-        "/jobs/",
-        "/audit/",
-        f"/services/{ids['service']}/",
-        "/services/?status=running",
-    ]
 
     def both(suffix: str) -> None:
         said: list[str] = []
@@ -229,11 +234,11 @@ def watched(node: Node, filled_with: Filled, pairs: int, count: int) -> dict[str
         samples.clear()
     for _ in range(pairs):
         both("")
-        with opened(node.port, ids["session"], looked_at, count) as streams:
+        with opened(node.port, ids["session"], looked_at(filled_with), count) as streams:
             both(", watched")
             events += streams.events
             if streams.lost:
-                raise RuntimeError(f"{streams.lost} of {count} pages lost their stream")
+                raise RuntimeError(f"{streams.lost} streams of {count} pages were lost")
         time.sleep(0.5)
     return {
         "samples": {name: Sample(values) for name, values in times.items()},
@@ -253,6 +258,10 @@ def on(node: Node, filled_with: Filled, arguments: argparse.Namespace, *, with_v
     looks |= {"an image": f"/images/{ids['a']}/", "jobs": "/jobs/", "a job": f"/jobs/{ids['good']}/"}
     if with_views:
         found["views"] = step("views", lambda: first_view.views(node.port, ids["session"], looks))
+    others = (looked_at(filled_with), arguments.changes, arguments.open)
+    found["shown"] = step(
+        "changes", lambda: showing.shown(node, ids["session"], filled_with.service, *others)
+    )
     found["watched"] = step("open pages", lambda: watched(node, filled_with, arguments.pairs, arguments.open))
     return found
 
@@ -289,6 +298,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=200_000)
     parser.add_argument("--requests", type=int, default=30, help="timed requests a page")
     parser.add_argument("--open", type=int, default=200, help="pages open at once")
+    parser.add_argument("--changes", type=int, default=20, help="changes that a page is to show")
     parser.add_argument("--pairs", type=int, default=8, help="dumps with and without open pages")
     parser.add_argument("--only", choices=("SQLite",), default="", help="leave PostgreSQL out")
     parser.add_argument("--no-write", action="store_true", help="print only, leave docs/performance.md")

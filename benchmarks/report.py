@@ -113,7 +113,7 @@ def pages(found: dict[str, Any]) -> str:
         f"The first scrape of the metrics counts all jobs: {', '.join(first)}. Their sums are kept,\n"
         f"so another process's first one counts only those of two days: {', '.join(again)}.\n\n"
     )
-    return text + _views(found["on"][names[0]]["views"]) + _watched(found["on"])
+    return text + _views(found["on"][names[0]]["views"]) + _shown(found["on"]) + _watched(found["on"])
 
 
 def _views(found: dict[str, View]) -> str:
@@ -135,11 +135,28 @@ def _views(found: dict[str, View]) -> str:
     return text + table(["page", "page", "styles", "scripts", "fonts", "rest", "all", *widths], rows)
 
 
+def _shown(found: dict[str, Any]) -> str:
+    first = next(iter(found.values()))
+    count, changes = first["watched"]["pages"], len(first["shown"]["alone"].seconds)
+    text = (
+        "From a job's end, as the API tells it, until Chromium draws the state after it in the open page of\n"
+        f"its service, {changes} times with no other page open and with {count}. The aim is 1 s:\n\n"
+    )
+    rows = []
+    for name, one in found.items():
+        rows.append([name])
+        for sample in (one["shown"]["alone"], one["shown"]["watched"]):
+            rows[-1] += [f"{sample.median:.2f}", f"{sample.at(95):.2f}"]
+    head = ["", "alone: p50, s", "p95, s", f"{count} pages: p50, s", "p95, s"]
+    return text + table(head, rows)
+
+
 def _watched(found: dict[str, Any]) -> str:
     count = next(iter(found.values()))["watched"]["pages"]
     text = (
         f"Whole commands on a small service of the same node, in turn with nobody looking and with {count}\n"
-        "open pages (eight different ones, their event streams held by a client on the same host):\n\n"
+        "open pages (eight different ones, two of them services' with their logs; their event streams are\n"
+        "held by a client on the same host):\n\n"
     )
     rows = []
     for name, one in found.items():
