@@ -21,8 +21,8 @@ help:
 	@echo "make test-compose docker-compose.yml on a container engine that it fetches (minutes)"
 	@echo "make test-api     2,000 requests made from the API's description; make audit asks for known holes"
 	@echo "make bench        measure against bare CRIU; make bench-peers against container engines"
+	@echo "make bench-pages  measure the pages: 200,000 jobs in the database, a dump under 200 open pages"
 	@echo "make docs         write docs/reference anew from what the code says"
-	@echo "make bench-pages  every page with 200,000 jobs in the database, and a dump under 200 open pages"
 	@echo "make lock         write requirements*.txt anew from requirements*.in"
 	@echo "make clean        remove caches and the virtual environment; the database and the images stay"
 

@@ -1,4 +1,7 @@
-"""`make bench`: what Miehistö costs over bare CRIU, and where the time goes. Writes docs/performance.md."""
+"""`make bench`: what Miehistö costs over bare CRIU, and where the time goes. Writes docs/performance.md.
+
+What the pages take is measured by `make bench-pages` (pages.py).
+"""
 
 from __future__ import annotations
 
@@ -232,6 +235,7 @@ def main() -> None:
     sys.stdout.write(f"{measuring.machine()}\n\n{text}")
     if not arguments.no_write:
         report.write("peers" if arguments.peers else "bare", text)
+        sys.stderr.write("The pages' section is left as it was: make bench-pages writes it.\n")
 
 
 if __name__ == "__main__":
