@@ -92,17 +92,22 @@ def _live_through(stack: Stack) -> dict[str, str]:
         "services": "/services/",
         "services-none-found": "/services/?q=nothing",
         "service-new": "/services/new/",
+        "bulk": f"/services/bulk/?do=stop&id={web}&id={cache}",
         "service": f"/services/{web}/",
         "service-dumped": f"/services/{cache}/",
         "service-failed": f"/services/{failed['service']}/",
         "service-log": f"/services/{web}/logs/",
+        "service-now": f"/services/{web}/now/",
+        "service-environment": f"/services/{web}/",
         "service-dump": f"/services/{web}/",
         "service-stop": f"/services/{web}/",
         "service-restore": f"/services/{cache}/",
         "service-change": f"/services/{web}/",
+        "service-delete": f"/services/{web}/",
         "images": "/images/",
         "image": f"/images/{image}/",
         "image-delete": f"/images/{put_away}/",
+        "compare-choose": "/images/compare/",
         "compare": f"/images/compare/?a={older}&b={image}",
         "prune": "/images/prune/",
         "jobs": "/jobs/",
@@ -131,11 +136,18 @@ def _asks_for_a_dump(page: Page) -> None:
     page.get_by_role("dialog").get_by_text("Yes: nothing was found").wait_for()
 
 
+def _shows_the_environment(page: Page) -> None:
+    page.get_by_role("button", name="Show its environment").click()
+    page.get_by_role("heading", name="Environment", exact=True).wait_for()
+
+
 STEPS: dict[str, Callable[[Page], None]] = {
     "service-dump": _asks_for_a_dump,
     "service-stop": _opens("Stop"),
     "service-restore": _opens("Restore"),
     "service-change": _opens("Change"),
+    "service-delete": _opens("Delete"),
+    "service-environment": _shows_the_environment,
     "image-delete": _opens("Delete"),
 }
 """What is done on a page before its picture is taken."""
