@@ -70,6 +70,8 @@ restore image_damaged           Error (criu/protobuf.c:93): Read 28 bytes while 
 restore image_damaged           pie: 90: Error (criu/pie/restorer.c:1907): Can't read pages data (-9)
 restore image_version           Error (criu/image.c:86): Not supported images version 3
 restore file_changed            Error (criu/files-reg.c:2175): File srv/data.txt has bad size 9 (expect 5)
+restore file_kind_changed       Error (criu/files-reg.c:2294): File srv/data has bad mode 0100644 (expect 040755)
+restore file_mode_changed       Error (criu/files-reg.c:2294): File srv/data has bad mode 040700 (expect 040755)
 restore file_mode_changed       Error (criu/files-reg.c:2294): File srv/data.txt has bad mode 0100600 (expect 0100644)
 restore program_changed         Error (criu/files-reg.c:2146): File usr/bin/redis-server has bad build-ID
 restore link_remap_used         Error (criu/files-reg.c:2258): Can't link srv/link_remap.17 -> srv/l1: No such file or directory

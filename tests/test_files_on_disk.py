@@ -125,6 +125,26 @@ def test_what_is_declared_as_data_is_compared_file_by_file(stack: Stack, folder:
     stack.mhctl("service", "restore", "--from", image, "--accept-changed-files")
 
 
+def test_a_file_that_stands_where_a_folder_was_is_called_that(stack: Stack, folder: Path) -> None:
+    place = folder / "place"
+    place.mkdir()
+    code = "import os, sys, time; os.chdir(sys.argv[1]); print('there', flush=True); time.sleep(3600)"
+    service = stack.create(program("python3"), "-c", code, str(place))
+    assert eventually(lambda: "there" in stack.log(service))
+    image = stack.dump(service)
+
+    place.rmdir()
+    place.touch()
+    code, lines = refusal(stack, image)
+    assert code == "file_kind_changed", lines
+    place.unlink()
+    place.mkdir(mode=0o700)
+    code, lines = refusal(stack, image)
+    assert code == "file_mode_changed", lines
+    place.chmod(0o755)
+    stack.restore(image)
+
+
 WATCHER = """
 import ctypes, os, sys, time
 libc = ctypes.CDLL(None, use_errno=True)

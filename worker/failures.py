@@ -350,6 +350,14 @@ TABLE: tuple[Row, ...] = (
         "/{file} has changed since the dump: it has {size} bytes now and had {expected} then.",
         "Put the file back as it was when the service was dumped, then restore again.",
     ),
+    # The mode tells of the kind first: 0100644 is a file, 040755 a folder (inode(7)).
+    _row(
+        "restore",
+        r"File /?(?P<file>.+) has bad mode 0(?P<kind>\d+)\d{4} \(expect 0(?!(?P=kind)\d{4}\))",
+        "file_kind_changed",  # seen
+        "/{file} is of another kind than at the dump, as when a file stands where a folder was.",
+        "Put back what was there when the service was dumped, then restore again.",
+    ),
     _row(
         "restore",
         r"File /?(?P<file>.+) has bad mode \d*?(?P<mode>\d{3,4}) \(expect \d*?(?P<expected>\d{3,4})\)",

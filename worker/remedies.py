@@ -56,7 +56,8 @@ ACTIONS: Mapping[str, tuple[Action, ...]] = {
         (_AGAIN,),
     ),
     **dict.fromkeys(
-        ("file_missing", "file_mode_changed", "file_not_opened", "lsm_mismatch"), (_AGAIN, _ANEW)
+        ("file_missing", "file_kind_changed", "file_mode_changed", "file_not_opened", "lsm_mismatch"),
+        (_AGAIN, _ANEW),
     ),
     **dict.fromkeys(("traced", "ptrace_denied", "unix_peer_outside"), (_CHECK, _AGAIN)),
     "inotify_handle": (_SEARCH, _CHECK, _AGAIN),
