@@ -30,6 +30,8 @@ from worker.runmh.launch import DEFAULT_PATH
 
 log = logging.getLogger(__name__)
 
+# It may run as the service's user, who shall not find our secrets in it.
+ENVIRONMENT = {"PATH": DEFAULT_PATH}
 # A deleted file that a service holds open is stored in the image up to this size (CRIU's default is 1 MiB).
 GHOST_LIMIT = 256 * 1024 * 1024
 _CAP_SYS_RESOURCE = 24
@@ -145,8 +147,7 @@ class Call:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
-                    # It may run as the service's user, who shall not find our secrets in it.
-                    env={"PATH": DEFAULT_PATH},
+                    env=ENVIRONMENT,
                 )
             except OSError as error:
                 ours.close()
@@ -345,7 +346,9 @@ def version(binary: str) -> str:
         JobFailed: there is none, or it does not run.
     """
     try:
-        shown = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True)
+        shown = subprocess.run(
+            [binary, "--version"], env=ENVIRONMENT, capture_output=True, text=True, timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError) as error:
         raise _no_criu(binary, error) from None
     return shown.stdout.split()[1] if shown.stdout else "unknown"

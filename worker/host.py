@@ -56,7 +56,11 @@ def pool(paths: Paths) -> dict[str, int]:
 def _criu_feature(criu_binary: str, name: str) -> bool:
     try:
         asked = subprocess.run(
-            [criu_binary, "check", "--feature", name], capture_output=True, timeout=30, check=False
+            [criu_binary, "check", "--feature", name],
+            env=criu.ENVIRONMENT,
+            capture_output=True,
+            timeout=30,
+            check=False,
         )
     except (OSError, subprocess.SubprocessError):
         return False

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from worker import namespaces
+from worker import criu, namespaces
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def _make(criu_binary: str) -> Warm:
     namespaces.unshare(namespaces.CLONE_NEWNS)
     namespaces.follow_host()
     namespaces.cover_with_tmpfs("/run")
-    subprocess.run([criu_binary, "check"], capture_output=True, timeout=30, check=False)
+    subprocess.run([criu_binary, "check"], env=criu.ENVIRONMENT, capture_output=True, timeout=30, check=False)
     probe = os.open(namespaces.KERNEL_PROBE, os.O_RDONLY | os.O_CLOEXEC)
     return Warm(os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC), probe)
 
