@@ -88,7 +88,7 @@ def _complains(said: ConsoleMessage) -> bool:
     """Tell of scripts and of the Content-Security-Policy, not of answers such as 403, which tests ask for,
     nor of htmx's requests that a page left behind.
     """
-    harmless = ("Failed to load resource", "htmx:sendAbort", "htmx:afterRequest")
+    harmless = ("Failed to load resource", "Response Status Error", "htmx:sendAbort", "htmx:afterRequest")
     return said.type == "error" and not said.text.startswith(harmless)
 
 

@@ -281,6 +281,7 @@ def test_a_services_page_follows_it_by_one_stream(page: Page, stack: Stack) -> N
         "request", lambda asked: streams.append(asked.url) if asked.resource_type == "eventsource" else None
     )
     log_in_as_admin(page, stack)
+    connected(page)
     service = stack.create("sh", "-c", "echo hello; exec sleep 1000")
     streams.clear()
     page.goto(f"/services/{service}/")

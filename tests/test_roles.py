@@ -168,7 +168,7 @@ def test_a_deactivated_user_is_out_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/api/v1/services/web/logs?follow=1", "/services/web/log/", "/live/?on=/jobs/"]
+    "path", ["/api/v1/services/web/logs?follow=1", "/live/?on=/services/web/logs/", "/live/?on=/jobs/"]
 )
 def test_a_deactivated_user_hears_no_more_of_what_he_listens_to(
     path: str, monkeypatch: pytest.MonkeyPatch
