@@ -77,7 +77,7 @@ def test_every_page_is_accessible(stack: Stack, ids: dict[str, str], page: Page)
     ):
         page.goto(address)
         if address == f"/services/{web}/":
-            expect(page.locator("#now")).to_contain_text("http.server")
+            expect(page.locator("[data-now]")).to_contain_text("http.server")
         assert_accessible(page)
     for address in (f"/services/{web}/", f"/images/{image}/"):
         page.goto(address)

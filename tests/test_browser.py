@@ -211,7 +211,10 @@ def test_without_javascript_everything_can_be_done(plain_page: Page, stack: Stac
 
 
 def test_a_waterfall_moves_while_its_job_runs(page: Page, stack: Stack) -> None:
-    service = stack.create("sleep", "1000", options=("--name", "slow"))
+    # So much memory that CRIU can be stopped before it has written all of it.
+    heavy = "import os, time; held = os.urandom(1 << 20) * 300; print('ready', flush=True); time.sleep(1000)"
+    service = stack.create("python3", "-c", heavy)
+    assert eventually(lambda: "ready" in stack.log(service))
     pool = stack.pool()
     for pid in pool:
         os.kill(pid, signal.SIGSTOP)
@@ -225,7 +228,7 @@ def test_a_waterfall_moves_while_its_job_runs(page: Page, stack: Stack) -> None:
     finally:
         for pid in pool:
             os.kill(pid, signal.SIGCONT)
-    criu = stopped_at(stack, service, "dump.log", "Running post-dump scripts")
+    criu = stopped_at(stack, service, "dump.log", "Dumping pages")
     try:
         expect(unfinished(page)).to_contain_text("freezing and writing memory")
         expect(page.locator(".waterfall tr", has_text="waiting in the queue")).not_to_contain_text("…")
