@@ -1,5 +1,6 @@
 """Rows about images: what the worker read out of a sealed dump. Status is written by operations.py alone."""
 
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -21,6 +22,11 @@ class ImageQuerySet(ReferenceQuerySet["Image"]):
     def for_display(self) -> "ImageQuerySet":
         """With the node and the service, in one query."""
         return self.select_related("node", "service")
+
+    def newest_at(self) -> float:
+        """When the newest of them was made, in seconds since 1970; 0 if there is none."""
+        newest: datetime | None = self.aggregate(newest=models.Max("created_at"))["newest"]
+        return newest.timestamp() if newest else 0.0
 
 
 class Image(models.Model):

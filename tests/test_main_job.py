@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sqlite3
+from contextlib import closing
 
 from tests.stack import Stack, eventually, free_port, get_page
 
@@ -39,3 +41,14 @@ def test_the_walk_through(stack: Stack) -> None:
     again = stack.mhctl("service", "list").out.splitlines()[1].split(maxsplit=3)
     assert again[0] == service
     assert (again[1], again[2]) != (pid, ppid)
+
+
+def test_a_later_image_is_the_newer_whatever_the_clock_says(stack: Stack) -> None:
+    """A boot restores the newest; a clock that was set back leaves images from the future behind."""
+    service = stack.create("sleep", "1000")
+    images = [stack.dump(service, "--leave-running")]
+    with closing(sqlite3.connect(stack.folder / "state/database/db.sqlite3", timeout=20)) as rows, rows:
+        rows.execute("UPDATE images_image SET created_at = datetime(created_at, '+1 hour')")
+    images += [stack.dump(service, "--leave-running"), stack.dump(service)]
+    assert [image["object_id"] for image in stack.api("GET", "images").body] == images
+    assert stack.mhctl("image", "verify", images[1]).code == 0

@@ -37,6 +37,10 @@ _BY_ITS_OWN_DEATH = 1.0
 """Seconds within which a service has ended into which CRIU had put a trap when it was killed."""
 
 
+_APART = 0.001
+"""Seconds between two images of a service at the least."""
+
+
 class Dumped(NamedTuple):
     """A sealed image.
 
@@ -63,6 +67,7 @@ class Dump:
         lock: int,
         options: Mapping[str, Any],
         data: carry.Data,
+        newest: float,
     ) -> None:
         self.tools = tools
         self.running = running
@@ -71,6 +76,7 @@ class Dump:
         self.lock = lock
         self.options = dict(options)
         self.data = data
+        self.newest = newest
         self.shared: list[str] = []
         self.carried = carry.Figures()
         self.comm = ""
@@ -192,7 +198,8 @@ class Dump:
             "image": self.image_id,
             "service": self.service_id,
             "spec": self.spec,
-            "created": time.time(),
+            # A clock may have been set back, and the newest image is what a boot restores.
+            "created": max(time.time(), self.newest + _APART),
             "leave_running": self.leave_running,
             "options": self.options,
             "criu": _version(self.tools.criu, Path(self.tools.criu).stat().st_mtime_ns),

@@ -209,6 +209,7 @@ class Engine:
         leave_running: bool = False,
         options: Mapping[str, Any] | None = None,
         carry: Sequence[str] = (),
+        newest: float = 0.0,
     ) -> Dumped:
         """Dump a running service into a new image.
 
@@ -220,6 +221,7 @@ class Engine:
         Args:
             carry: files and folders, as the service sees them, that the image shall hold besides those that
                 the service's spec names.
+            newest: when the service's newest image was made (s since 1970); this one is newer at any clock.
 
         Raises:
             JobFailed: it was not dumped; the service runs as before and no image is left.
@@ -252,6 +254,7 @@ class Engine:
                     lock,
                     options or {},
                     data,
+                    newest,
                 ).run()
 
     def restore(

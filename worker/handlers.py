@@ -89,6 +89,7 @@ def _dump(job: Job, engine: Engine) -> Outcome:
         leave_running=leave_running,
         options=options,
         carry=job.options.get("carry", []),
+        newest=Image.objects.filter(service_ref=job.service_ref).newest_at(),
     )
     surely(lambda: reconcile.record_image(engine.paths, job.image_id, job.node))
     return Outcome(
