@@ -78,6 +78,15 @@ def taken(job: Job) -> Job:
     return claimed
 
 
+def jobs_of(service: Service, image_id: str, at: datetime) -> list[Job]:
+    """Return a dump that failed and a restore that succeeded; neither is written yet."""
+    about = {"node": service.node, "service": service, "service_ref": service.pk, "image_id": image_id}
+    return [
+        Job(kind="dump", status="failed", queued_at=at, error_code="x", error_message="It failed.", **about),
+        Job(kind="restore", status="succeeded", queued_at=at, **about),
+    ]
+
+
 def in_bulk(count: int) -> None:
     """Make services that run, each with an image, jobs, events and figures."""
     now, node = timezone.now(), Node.objects.local()
@@ -101,21 +110,7 @@ def in_bulk(count: int) -> None:
     Image.objects.bulk_create(
         [Image(id=each.pk, node=node, service=each, service_ref=each.pk, created_at=now) for each in made]
     )
-    jobs = [
-        Job(
-            kind=kind,
-            status=status,
-            node=node,
-            service=each,
-            service_ref=each.pk,
-            image_id=each.pk,
-            queued_at=now,
-            error_code="x" * (status == "failed"),
-            error_message="It failed." * (status == "failed"),
-        )
-        for each in made
-        for kind, status in (("dump", "failed"), ("restore", "succeeded"))
-    ]
+    jobs = [job for each in made for job in jobs_of(each, each.pk, now)]
     Job.objects.bulk_create(jobs)
     JobEvent.objects.bulk_create([JobEvent(job=each, at=now, status="queued") for each in jobs])
     AuditEvent.objects.bulk_create(

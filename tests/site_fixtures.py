@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the site: a database in a file, a real Redis."""
+"""Fixtures of the tests of the site: a database in a file, a real Redis, a client of an admin's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import redis
 from django.conf import settings
+from django.contrib.auth.models import User
+from django.test import Client
 
 from services import bell, enqueue
 
@@ -18,6 +20,21 @@ from services import bell, enqueue
 def django_db_modify_db_settings() -> None:
     """The tests' database is a file, as the real one, so that threads and processes meet in it."""
     Path(settings.DATABASES["default"]["TEST"]["NAME"]).parent.mkdir(parents=True, exist_ok=True)
+
+
+@pytest.fixture
+def admin() -> Client:
+    """Who may see everything and do everything."""
+    client = Client()
+    client.force_login(User.objects.create_superuser("boss", password="long enough 1"))
+    return client
+
+
+def text_of(client: Client, address: str) -> str:
+    """Return a page that is shown."""
+    answer = client.get(address)
+    assert answer.status_code == 200, address
+    return answer.content.decode()
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
 from django.template.loader import render_to_string
 from django.test import AsyncClient, Client
 from django.utils import timezone
@@ -24,22 +23,10 @@ from services import inspection, operations
 from services.auditing import record_audit
 from services.models import AuditEvent, Job, Service
 from tests.rows import in_bulk, made_service, member, recorded_image, running_service, stopped_service, taken
+from tests.site_fixtures import text_of
 from worker import findings, remedies
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture
-def admin() -> Client:
-    client = Client()
-    client.force_login(User.objects.create_superuser("boss", password="long enough 1"))
-    return client
-
-
-def text_of(client: Client, address: str) -> str:
-    answer = client.get(address)
-    assert answer.status_code == 200, address
-    return answer.content.decode()
 
 
 def names_in(page: str) -> list[str]:

@@ -18,13 +18,6 @@ from tests.rows import member, running_service
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-@pytest.fixture
-def admin() -> Client:
-    client = Client()
-    client.force_login(User.objects.create_superuser("boss", password="long enough 1"))
-    return client
-
-
 @pytest.mark.parametrize(
     ("address", "said", "onwards"),
     [

@@ -7,7 +7,6 @@ import re
 from datetime import timedelta
 
 import pytest
-from django.contrib.auth.models import User
 from django.test import Client
 from django.utils import timezone
 
@@ -16,22 +15,10 @@ from images import operations as operations_of_images
 from services import operations
 from services.models import Job, Node
 from tests.rows import recorded_image, running_service, stopped_service, taken
+from tests.site_fixtures import text_of
 from worker import remedies
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture
-def admin() -> Client:
-    client = Client()
-    client.force_login(User.objects.create_superuser("boss", password="long enough 1"))
-    return client
-
-
-def text_of(client: Client, address: str) -> str:
-    answer = client.get(address)
-    assert answer.status_code == 200, address
-    return answer.content.decode()
 
 
 def failed_restore(code: str, lines: list[str] | None = None) -> Job:

@@ -16,7 +16,7 @@ from django.utils import timezone
 from dashboard.actions import IMAGE_ACTIONS, SERVICE_ACTIONS
 from images.models import Image
 from services.models import ApiToken, AuditEvent, Job, JobEvent, Service, ServiceEvent, ServiceSample
-from tests.rows import in_bulk, running_service
+from tests.rows import in_bulk, jobs_of, running_service
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -49,21 +49,7 @@ def lived(service: Service, user: User, count: int) -> None:
     ]
     Image.objects.bulk_create(images)
     one = Image.objects.filter(service=service).earliest("created_at")
-    jobs = [
-        Job(
-            kind=kind,
-            status=status,
-            node=node,
-            service=service,
-            service_ref=service.pk,
-            image_id=one.pk,
-            queued_at=moment,
-            error_code="x" * (status == "failed"),
-            error_message="It failed." * (status == "failed"),
-        )
-        for moment in moments
-        for kind, status in (("dump", "failed"), ("restore", "succeeded"))
-    ]
+    jobs = [job for moment in moments for job in jobs_of(service, one.pk, moment)]
     Job.objects.bulk_create(jobs)
     looked_at = Job.objects.filter(service=service, status="failed").earliest("queued_at")
     JobEvent.objects.bulk_create(

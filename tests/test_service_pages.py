@@ -8,7 +8,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
 from django.test import AsyncClient, Client
 from django.utils import timezone
 
@@ -18,13 +17,6 @@ from services.models import Job, Service, ServiceLoad
 from tests.rows import made_service, member, recorded_image, running_service, stopped_service
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture
-def admin() -> Client:
-    client = Client()
-    client.force_login(User.objects.create_superuser("boss", password="long enough 1"))
-    return client
 
 
 def names(client: Client, **query: str) -> list[str]:
