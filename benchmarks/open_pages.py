@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import selectors
 import socket
 import threading
@@ -14,16 +13,8 @@ from urllib.parse import urlencode
 WITHIN = 60.0  # seconds for all of them to have their first event
 
 
-def streams_of(address: str) -> list[str]:
-    """Return what a browser listens to on a page: its live parts, and on a service's page the log."""
-    found = [f"/live/?{urlencode({'on': address})}"]
-    if re.fullmatch(r"/services/[0-9a-f]{32}/", address):
-        found.append(f"{address}log/")
-    return found
-
-
 class OpenPages:
-    """As many pages as asked for, each with its streams.
+    """As many pages as asked for, each with its stream; a service's page hears its log by it, too.
 
     Args:
         addresses: the pages that are looked at, in turn. session: the value of the cookie.
@@ -36,12 +27,11 @@ class OpenPages:
         self._ready = threading.Event()
         self._ending = False
         self._streams = selectors.DefaultSelector()
-        pages = [addresses[number % len(addresses)] for number in range(count)]
-        wanted = [stream for address in pages for stream in streams_of(address)]
-        self._count = len(wanted)
-        for asked in wanted:
+        self._count = count
+        for number in range(count):
             stream = socket.create_connection(("127.0.0.1", port), timeout=30)
-            head = f"GET {asked} HTTP/1.1\r\nHost: localhost\r\nCookie: sessionid={session}\r\n\r\n"
+            asked = urlencode({"on": addresses[number % len(addresses)]})
+            head = f"GET /live/?{asked} HTTP/1.1\r\nHost: localhost\r\nCookie: sessionid={session}\r\n\r\n"
             stream.sendall(head.encode())
             stream.setblocking(False)
             self._streams.register(stream, selectors.EVENT_READ)
@@ -60,7 +50,7 @@ class OpenPages:
                     stream.close()
                 found = text.count(b"event: parts")
                 self.events += found
-                if found or b"event: tail" in text:
+                if found:
                     self._begun.add(key.fd)
             if len(self._begun) + self.lost >= self._count:
                 self._ready.set()
