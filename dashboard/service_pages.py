@@ -23,7 +23,7 @@ from services.models import Job, Node, Service
 from services.states import JobKind, ServiceState
 
 LOG_LINES = 200
-LINES_SEARCHED, MOST_MATCHES = 100_000, 2_000
+MOST_MATCHES = 2_000
 IMAGES_SHOWN = 8
 JOBS_SHOWN = 10
 
@@ -162,9 +162,7 @@ def log(look: Look, reference: str) -> Context:
     searched = search_of(look.query)
     if not searched:
         return {"service": service, "text": _last_lines(service)}
-    kept, _inode, _offset = logs.tail(service.pk, LINES_SEARCHED)
-    lines = [line for line in kept.decode(errors="replace").split("\n") if searched.lower() in line.lower()]
-    last = lines[-MOST_MATCHES:]
+    last = logs.search(service.pk, searched, MOST_MATCHES)
     return {"service": service, "text": "\n".join(last), "searched": searched, "matches": len(last)}
 
 

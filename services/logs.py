@@ -1,11 +1,13 @@
 """Reads a service's log: its last lines, and what is added, also across a rotation. It knows no HTTP.
 
-runmh renames ID.log to ID.log.1 when it is full and begins a new ID.log.
+runmh renames ID.log to ID.log.1 when it is full, that to ID.log.2, and begins a new ID.log.
 """
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from pathlib import Path
 
 from django.conf import settings
@@ -13,6 +15,8 @@ from django.conf import settings
 CHUNK = 64 * 1024
 MOST = 4 * 1024 * 1024  # bytes of old lines that one answer holds
 POLL = 0.2  # seconds
+KEPT = 3
+"""Full files that runmh keeps (worker/runmh/log.py)."""
 
 
 def path_of(service_id: str) -> Path:
@@ -28,7 +32,7 @@ def tail(service_id: str, lines: int) -> tuple[bytes, int, int]:
     path = path_of(service_id)
     text, inode, offset = _end_of(path, lines)
     missing = lines - text.count(b"\n")
-    if missing > 0:
+    if missing > 0 and len(text) == offset:
         older, _inode, _offset = _end_of(path.with_name(path.name + ".1"), missing)
         text = older + text
     return text, inode, offset
@@ -52,6 +56,21 @@ def _end_of(path: Path, lines: int) -> tuple[bytes, int, int]:
             text = file.read(step) + text
     last = text.splitlines(keepends=True)[-lines:] if lines else []
     return b"".join(last), status.st_ino, status.st_size
+
+
+def search(service_id: str, wanted: str, most: int) -> list[str]:
+    """Return the last lines of all that is kept that have a text, whatever its case.
+
+    Args:
+        most: of them.
+    """
+    path = path_of(service_id)
+    found: deque[str] = deque(maxlen=most)
+    for file in (*(path.with_name(f"{path.name}.{number}") for number in range(KEPT, 0, -1)), path):
+        with suppress(FileNotFoundError), file.open("rb") as lines:
+            read = (line.decode(errors="replace").rstrip("\n") for line in lines)
+            found.extend(line for line in read if wanted.lower() in line.lower())
+    return list(found)
 
 
 async def follow(inode: int, offset: int, path: Path) -> AsyncGenerator[bytes, None]:

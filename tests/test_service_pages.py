@@ -15,6 +15,7 @@ from images.models import Image, ImageContents
 from services import logs
 from services.models import Job, Service, ServiceLoad
 from tests.rows import made_service, member, recorded_image, running_service, stopped_service
+from worker.runmh.log import KEPT
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -95,7 +96,10 @@ def test_all_of_a_log_is_searched_also_without_javascript(admin: Client) -> None
     service = running_service("web")
     path = logs.path_of(service.pk)
     path.write_text("GET /needle <b>\n" + "GET /hay\n" * 1000)
+    oldest = path.with_name(f"{path.name}.{KEPT}")
+    oldest.write_text("GET /long-ago\n")
     try:
+        assert "GET /long-ago" in admin.get(f"/services/{service.pk}/logs/?q=long-AGO").content.decode()
         page = admin.get(f"/services/{service.pk}/logs/", {"q": "NEEDLE"}).content.decode()
         assert "GET /needle &lt;b&gt;</pre>" in page
         assert "The last 1 line with this text" in page
@@ -104,6 +108,7 @@ def test_all_of_a_log_is_searched_also_without_javascript(admin: Client) -> None
         assert "No line has this text" in admin.get(f"/services/{service.pk}/logs/?q=no").content.decode()
     finally:
         path.unlink()
+        oldest.unlink()
 
 
 def test_many_are_restored_only_from_the_images_that_they_are(admin: Client) -> None:
