@@ -125,6 +125,7 @@
   const dialog = $("#dialog");
 
   function openDialog(address) {
+    if (!dialog.open) $("#dialog-body").replaceChildren();  // what was closed shall not come back if this fails
     window.htmx.ajax("GET", address, { target: "#dialog-body", swap: "innerHTML" }).then(() => {
       if (!$("#dialog-body").firstElementChild) return;
       if (!dialog.open) dialog.showModal();
@@ -283,6 +284,16 @@
 
   const MOST_LINES = 2000;
 
+  /* A stream begins with the last lines; those that were read before stay above, with a mark if some are missing. */
+  function joined(before, last) {
+    const whole = before.slice(0, -1);  // its last line may not have been complete
+    if (!whole.length) return last;
+    for (let at = Math.max(0, whole.length - last.length + 1); at < whole.length; at++) {
+      if (whole.slice(at).every((line, number) => line === last[number])) return whole.slice(0, at).concat(last);
+    }
+    return last.length > whole.length ? last : whole.concat("… lines that came meanwhile are left out here …", last);
+  }
+
   function followedLog(section) {
     const pre = $("pre", section);
     const search = $("[data-log-search]", section);
@@ -293,6 +304,7 @@
     let held = null;  // the lines that are looked at while it is paused
     let missed = 0;
     let lost = null;
+    let begun = false;
 
     function paint() {
       const wanted = search.value.toLowerCase();
@@ -339,10 +351,11 @@
     });
     return {
       begin(text) {
-        lines = text.split("\n");
+        lines = joined(lines, text.split("\n")).slice(-MOST_LINES);
         if (held) return;
         paint();
-        pre.scrollTop = pre.scrollHeight;
+        if (!begun) pre.scrollTop = pre.scrollHeight;
+        begun = true;
       },
       add(text) {
         const fresh = text.split("\n");
