@@ -50,7 +50,7 @@ class Login(auth.LoginView):
     def form_invalid(self, form: AuthenticationForm) -> HttpResponse:
         LOGINS.count(self.request.META.get("REMOTE_ADDR", ""))
         # Of users only: a stranger could fill the disk, and what is no name may be a password.
-        known = User.objects.filter(username=form.data.get("username", "")[:150]).first()
+        known = User.objects.filter(username=form.data.get("username", "").replace("\0", "")[:150]).first()
         if known is not None:
             record_audit(known, "web", "login", outcome=AuditOutcome.REFUSED)
         return super().form_invalid(form)
