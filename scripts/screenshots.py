@@ -56,10 +56,7 @@ def main() -> None:
                 chromium = playwright.chromium.launch(
                     executable_path="/usr/bin/chromium", args=list(browser.FLAGS)
                 )
-                _take(
-                    chromium, stack, {f"{page}-empty": f"/{page}/" for page in ("services", "images", "jobs")}
-                )
-                _take(chromium, stack, {"overview-empty": "/"})
+                _take(chromium, stack, EMPTY)
                 _take(chromium, stack, _live_through(stack))
                 chromium.close()
         finally:

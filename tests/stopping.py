@@ -1,10 +1,11 @@
-"""Stops CRIU at a moment that its own log shows. Knows nothing of what a test does then."""
+"""Stops CRIU at a moment that its own log shows, or a worker. Knows nothing of what a test does then."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,3 +53,32 @@ def stopped_at(node: Stack, service: str, log: str, words: str) -> process.Proce
                 break
     assert found.alive(), f"CRIU did not come to {words!r}"
     return found
+
+
+@contextlib.contextmanager
+def worker_held_up(node: Stack) -> Iterator[None]:
+    """Hold up the worker's main process for the block: jobs at work go on, new ones wait."""
+    pid = node.part("worker")
+
+    def is_held_up() -> bool:
+        os.kill(pid, signal.SIGSTOP)
+        if _is_free(node.folder / "state/database/db.sqlite3"):
+            return True
+        os.kill(pid, signal.SIGCONT)  # it may hold the database at this very moment
+        return False
+
+    assert eventually(is_held_up)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def _is_free(database: Path) -> bool:
+    with contextlib.closing(sqlite3.connect(database, timeout=0.5, isolation_level=None)) as rows:
+        try:
+            rows.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+        rows.execute("ROLLBACK")
+    return True

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from tests.faults.clocked import Clocked, Visitor, Window
 from tests.faults.kept import Kept
 from tests.faults.verbs import BEGINS_FROM, after, ready, under_way
 from tests.stack import CHECKOUT, eventually, living
+from tests.stopping import worker_held_up
 
 TOLD_WITHIN = 20.0
 PRELOADED = b"clock.so"
@@ -53,7 +52,7 @@ def test_a_clock_that_is_set_back(clocked: Clocked, campaign: Campaign) -> None:
                 ready(waiting, last)
                 first, one = under_way(working, chances)
                 _wrong_clocks(promise.criu_processes())
-                with _held_up(clocked):
+                with worker_held_up(clocked):
                     other = waiting.begin(last)
                     waits = held.enter_context(_waiting_for(clocked, other["object_id"]))
                     clocked.set_back()
@@ -124,32 +123,3 @@ def _waiting_for(node: Clocked, job: str) -> Iterator[subprocess.Popen[bytes]]:
 def _is_connected(pid: int) -> bool:
     links = Path(f"/proc/{pid}/fd").iterdir()
     return any(os.readlink(link).startswith("socket:") for link in links if link.is_symlink())
-
-
-@contextmanager
-def _held_up(node: Clocked) -> Iterator[None]:
-    """Hold up the worker's main process for the block: jobs at work go on, new ones wait."""
-    pid = node.part("worker")
-
-    def is_held_up() -> bool:
-        os.kill(pid, signal.SIGSTOP)
-        if _is_free(node.folder / "state/database/db.sqlite3"):
-            return True
-        os.kill(pid, signal.SIGCONT)  # it may hold the database at this very moment
-        return False
-
-    assert eventually(is_held_up)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
-def _is_free(database: Path) -> bool:
-    with contextlib.closing(sqlite3.connect(database, timeout=0.5, isolation_level=None)) as rows:
-        try:
-            rows.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError:
-            return False
-        rows.execute("ROLLBACK")
-    return True
