@@ -36,8 +36,9 @@ _RUNMH = re.compile(r"runmh[ \0](\w+)[ \0]([0-9a-f]{32})\b")
 _OF_ONE = re.compile(r"/[0-9a-f]{32}/")
 """In the path of a file of one service or one image."""
 
-_OPENED_ONCE = 16
-"""Descriptors that a process opens when it has its first job or first question, and keeps."""
+_OPENED_ONCE, _FOR_A_SERVICE = 16, 2
+"""Descriptors that a process opens when it has its first job or first question, and keeps; and those by which
+the agent watches a service and holds its output."""
 
 
 class Host(NamedTuple):
@@ -265,11 +266,12 @@ def wrong_on_host(node: Stack, before: Host, held: int = 0) -> list[str]:
         held: so many firewall tables wait for the clients of images.
     """
     now = host(node)
+    most = _OPENED_ONCE + _FOR_A_SERVICE * len(node.api("GET", "services").body)
     found = [f"a CRIU is left at work: {pid}" for pid in criu_processes()]
     for each, links in now.opened.items():
         found += [f"process {each.pid} has {link} open" for link in links if _OF_ONE.search(link)]
         grown = len(links) - len(before.opened.get(each, links))
-        if grown > _OPENED_ONCE:
+        if grown > most:
             found.append(f"process {each.pid} has {grown} more descriptors than at first: {sorted(links)}")
     for kind in ("mounts", "tables", "zombies"):
         was, has = getattr(before, kind), getattr(now, kind)
