@@ -97,14 +97,18 @@ def present_image(paths: Paths, service_id: str) -> str:
 
 
 def service_left(paths: Paths, service_id: str, image_id: str) -> None:
-    """Note that the service is now this image; CRIU's firewall table stays only if it holds a connection."""
+    """Note that the service is now this image; CRIU's firewall table stays only if it holds a connection.
+
+    A power cut in the next seconds may take the note with it, as it does the table: then a restore tells the
+    clients that their connections are gone.
+    """
     image = paths.image(image_id)
     run = run_of(image)
     held = are_in(image)
     if not held:
         # The kernel takes 20 ms for it, and nobody waits for that: no connection is concerned.
         threading.Thread(target=release, args=(run,), name="release").start()
-    write_json(_path(paths, service_id), {"image": image_id, "run": run if held else ""})
+    write_json(_path(paths, service_id), {"image": image_id, "run": run if held else ""}, durable=False)
 
 
 def service_runs(paths: Paths, service_id: str, image_id: str) -> None:

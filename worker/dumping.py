@@ -12,7 +12,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,13 +125,11 @@ class Dump:
     def _end(self) -> None:
         """Note that the service is its image now, which is true whether or not there is room for the note."""
         self.tools.step("ending the dumped process")
-        with ThreadPoolExecutor(1, thread_name_prefix="note") as beside:  # the disk takes as long as its end
-            noted = beside.submit(connections.service_left, self.tools.paths, self.service_id, self.image_id)
-            self.running.wait(self.tools.timeout)
         try:
-            noted.result()
+            connections.service_left(self.tools.paths, self.service_id, self.image_id)
         except OSError as error:
             log.warning("the connections of service %s will not be picked up: %s", self.service_id, error)
+        self.running.wait(self.tools.timeout)
         self.tools.paths.state(self.service_id).unlink(missing_ok=True)
 
     def _call(self) -> rpc.criu_resp:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import sys
 import traceback
 from collections.abc import Callable
 from functools import cache
@@ -41,6 +42,9 @@ from worker.tools import Tools
 
 log = logging.getLogger(__name__)
 
+_TURN = 0.0005
+"""Seconds after which a thread that computes makes way for another that can go on; Python's own are 0.005."""
+
 
 def paths() -> Paths:
     """Return this node's folders."""
@@ -71,6 +75,8 @@ def engine(step: Callable[[str], None]) -> Engine:
 @worker_process_init.connect
 def get_ready(**_: Any) -> None:
     """Do once in each process of the worker what its first job would have to wait for."""
+    # A service stands still while its image is sealed, and shall not wait for the thread that writes steps.
+    sys.setswitchinterval(_TURN)
     _warm(os.getpid())
     spares.keep_one()
 
