@@ -1,4 +1,4 @@
-"""Django's settings, read once from the environment; docs/settings.md has the table of all names."""
+"""Django's settings, read once from the environment; described.py says what each is for."""
 
 import os
 import shutil

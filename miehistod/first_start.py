@@ -13,7 +13,7 @@ ADMIN = "admin"
 WRONG_SETTING = 3
 TOO_NEW = 4
 UPGRADE = "Start that version here too, or go back with its backup (docs/how-to/upgrade.md)."
-FROM_DJANGO = "Mend the setting that is named (docs/settings.md), or the database that DATABASE_URL names."
+FROM_DJANGO = "Mend the setting (docs/reference/settings.md), or the database that DATABASE_URL names."
 
 
 # One process for both: most of their time goes into loading Django. What an operator can mend is a sentence.

@@ -34,7 +34,7 @@ CELERY_BROKER_URL names another, a private Redis. SIGTERM or Ctrl-C ends it; ser
 --only runs some of these parts: redis, worker, scheduler, site. Where each has a unit or a container of its
 own, `miehistod --prepare` comes first.
 --prepare only makes the folders, the database and the first login, and ends.
-Settings come from the environment; docs/settings.md lists them.
+Settings come from the environment; docs/reference/settings.md lists them.
 """
 
 

@@ -1,6 +1,6 @@
 """The few settings that miehistod itself needs, read from the environment; knows no Django.
 
-The names and defaults are those of miehisto_web/settings.py; docs/settings.md has the whole table.
+The names and defaults are those of miehisto_web/settings.py; docs/reference/settings.md has the whole table.
 """
 
 from __future__ import annotations

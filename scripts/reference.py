@@ -224,7 +224,21 @@ def texts(node: ast.expr) -> Iterator[str]:
             yield "…"
 
 
+def settings() -> list[str]:
+    """The page of the environment variables."""
+    from miehisto_web.described import OF_MHCTL, SETTINGS
+
+    def rows(described: Any) -> list[tuple[str, ...]]:
+        return [(f"`{name}`", setting.default, setting.meaning) for name, setting in described.items()]
+
+    head = ("Name", "Default", "What it is for")
+    lines = ["# Settings", "", "All are environment variables; an empty value counts as not set.", ""]
+    lines += table(head, rows(SETTINGS))
+    return [*lines, "", "## Of mhctl alone", "", *table(head, rows(OF_MHCTL))]
+
+
 PAGES = {
+    "settings.md": settings,
     "states.md": states,
     "command-line.md": command_line,
     "api.md": calls,

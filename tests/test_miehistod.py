@@ -301,7 +301,7 @@ def test_a_setting_that_cannot_be_used_is_named_without_a_traceback(
     done = main(settings, "--prepare", **{name: value})
     assert done.returncode == 1
     assert sentence in done.stderr
-    assert "docs/settings.md" in done.stderr
+    assert "docs/reference/settings.md" in done.stderr
     assert "Traceback" not in done.stderr
     assert "secret" not in done.stderr
 
