@@ -202,7 +202,7 @@ class Kept:
             try:
                 found = line.ask()
             except OSError as error:
-                self._hang_up()
+                self.hang_up()
                 raise Broken(f"{name} is LOST, though its process goes on: {error}") from None
             if found != (line.word, self.memory[1] + 1):
                 raise Broken(f"{name} has answered {found} after {self.memory}")
@@ -210,7 +210,7 @@ class Kept:
             self.went_on += 1
         elif awaited:
             if line.has_ended():
-                self._hang_up()
+                self.hang_up()
                 raise Broken(f"{name} has ended, though an image waits for it")
         else:
             try:
@@ -220,7 +220,7 @@ class Kept:
             except OSError:
                 return
             finally:
-                self._hang_up()
+                self.hang_up()
             raise Broken(f"{name} has answered {found}, though its process has ended")
 
     def _connect(self) -> None:
@@ -230,7 +230,8 @@ class Kept:
             assert self.memory
             self.memory = self.line.word, self.memory[1] + 1
 
-    def _hang_up(self) -> None:
+    def hang_up(self) -> None:
+        """Be its client no longer."""
         if self.line is not None:
             self.line.close()
             self.line = None
@@ -244,6 +245,6 @@ class Kept:
 
     def delete(self) -> None:
         """Delete it with all its images."""
-        self._hang_up()
+        self.hang_up()
         self.do("DELETE", f"services/{self.id}?stop=1")
         self.forget_images()

@@ -41,10 +41,15 @@ count = 0
 while True:
     ready = select.select([*listeners, *lines], [], [])[0][0]
     caller = ready.accept()[0] if ready in listeners else ready
-    if ready in lines and not caller.recv(1):
-        lines.remove(caller)
-        caller.close()
-        continue
+    if ready in lines:
+        try:
+            asked = caller.recv(1)
+        except ConnectionError:
+            asked = b""
+        if not asked:
+            lines.remove(caller)
+            caller.close()
+            continue
     count += 1
     caller.sendall(f"{word} {count}\n".encode())
     if not listeners.get(ready, True):
