@@ -14,7 +14,7 @@ import random
 import sys
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,6 +52,7 @@ DAYS = 90
 CHUNK = 2000
 WITH_EVENTS = 0.05  # of the jobs, and all dumps that failed
 WITH_CONTENTS = 0.1  # of the images
+PAIR = 2  # images of the first service that were read; its last jobs, dumps: one failed, one succeeded
 SAMPLED = 0.1  # of the services that run have a sample each 10 s of the last hour
 
 _STATES = {"running": 70, "dumped": 12, "stopped": 10, "exited": 5, "failed": 3}
@@ -80,6 +81,7 @@ class Filling:
         )
         self.services: list[Service] = []
         self.images: list[Image] = []
+        self.last: list[str] = []
 
     def _id(self) -> str:
         return f"{self.random.getrandbits(128):032x}"
@@ -105,17 +107,15 @@ class Filling:
             written(JobEvent, (event for job in some for event in self._events(job)))
             written(ServiceEvent, (event for job in some for event in _life(job)))
             written(AuditEvent, (_asked(job) for job in some))
-        last = Job.objects.filter(kind=JobKind.DUMP, service__status=ServiceState.RUNNING)
-        ended = last.filter(events__isnull=False).order_by("-queued_at")
-        good, bad = (ended.filter(status=end)[0] for end in (JobState.SUCCEEDED, JobState.FAILED))
-        busiest = next(service for service in self.services if service.status == ServiceState.RUNNING)
-        two = list(Image.objects.filter(is_read=True, node=self.node).order_by("service_ref")[:200])
-        a, b = next((a.pk, b.pk) for a, b in pairwise(two) if a.service_ref == b.service_ref)
-        return {"service": busiest.pk, "good": good.pk, "bad": bad.pk, "a": a, "b": b}
+        a, b = self.images[:PAIR]
+        bad, good = self.last
+        return {"service": self.services[0].pk, "good": good, "bad": bad, "a": a.pk, "b": b.pk}
 
     def _services(self) -> Iterator[Service]:
         for number in range(self.numbers["services"]):
             made, status = self._when(), self._one_of(_STATES)
+            if number == 0:  # however few there are, one runs
+                status = ServiceState.RUNNING
             runs = status == ServiceState.RUNNING
             one = Service(
                 id=self._id(),
@@ -158,8 +158,10 @@ class Filling:
                 yield ServiceSample(service=service, at=at, cpu=self.random.random(), memory=1 << 25)
 
     def _images(self) -> Iterator[Image]:
-        for _ in range(self.numbers["images"]):
-            service = self.random.choice(self.services)
+        for number in range(self.numbers["images"]):
+            service, is_read = self.random.choice(self.services), self.random.random() < WITH_CONTENTS
+            if number < PAIR:
+                service, is_read = self.services[0], True
             one = Image(
                 id=self._id(),
                 node=self.node,
@@ -175,7 +177,7 @@ class Filling:
                 argv=service.argv,
                 statistics=self.image.statistics,
                 manifest=self.image.manifest,
-                is_read=self.random.random() < WITH_CONTENTS,
+                is_read=is_read,
             )
             self.images.append(one)
             yield one
@@ -186,14 +188,15 @@ class Filling:
                 yield ImageContents(image=image, read_at=image.created_at, data=self.contents.data)
 
     def _jobs(self, moments: list[datetime]) -> Iterator[Job]:
-        for queued in moments:
+        for number, queued in enumerate(moments, PAIR - len(moments)):
             image = self.random.choice(self.images)
-            status = self._one_of(_ENDS)
+            kind, status = self._one_of(_KINDS), self._one_of(_ENDS)
+            if number >= 0:
+                image, kind, status = self.images[0], "dump", ("failed", "succeeded")[number]
             failed = status == JobState.FAILED
-            kind = self._one_of(_KINDS)
             began = None if status == JobState.CANCELLED else queued + timedelta(milliseconds=8)
             took = timedelta(seconds=self.random.uniform(0.05, 2))
-            yield Job(
+            job = Job(
                 id=self._id(),
                 kind=kind,
                 service_id=image.service_id,
@@ -217,9 +220,12 @@ class Filling:
                 result={} if failed else self.pattern.result,
                 statistics=self.pattern.statistics if kind == JobKind.DUMP and not failed else {},
             )
+            self.last = [*self.last, job.pk][-PAIR:]
+            yield job
 
     def _events(self, job: Job) -> Iterator[JobEvent]:
-        if self.random.random() >= WITH_EVENTS and (job.kind, job.status) != ("dump", "failed"):
+        told = (job.kind, job.status) == ("dump", "failed") or job.pk in self.last
+        if self.random.random() >= WITH_EVENTS and not told:
             return
         *before, last = self.events
         for event in before:
@@ -275,6 +281,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--pattern", required=True, help="a job of this node: a dump that succeeded")
     arguments = parser.parse_args()
+    if arguments.services < 1 or min(arguments.images, arguments.jobs) < PAIR:
+        parser.error(f"one service, {PAIR} images and {PAIR} jobs are the least that the pages can show")
     pattern = Job.objects.get(pk=arguments.pattern)
     found: dict[str, Any] = Filling(arguments.services, arguments.images, arguments.jobs, pattern).all()
     if connection.vendor == "postgresql":
