@@ -233,6 +233,24 @@ def test_set_up_says_who_does_not_let_go_of_apt(
             host.install_packages(["no-such-package"])
 
 
+@pytest.mark.parametrize("lock", LOCKS)
+def test_set_up_waits_for_apt_where_python_is_missing_too(apt_root: Path, lock: str) -> None:
+    without_python = "mount --bind /dev/null /usr/bin/python3 && exec scripts/setup"
+    with (apt_root / lock).open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        set_up = subprocess.Popen(
+            ["unshare", "--mount", "sh", "-c", without_python], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        with set_up.stdout as said:  # type: ignore[union-attr]
+            assert "installing Debian's python3" in said.readline()
+            assert "waiting     for another program" in said.readline()
+            fcntl.lockf(file, fcntl.LOCK_UN)
+            left = said.read()
+    assert set_up.wait() == 1
+    assert "apt cannot install it" in left and "Unable to locate package python3" in left
+    assert "waiting" not in left
+
+
 @pytest.fixture
 def built(tmp_path: Path) -> Path:
     """Return a folder like a checkout's .venv/bin, with the three commands."""
