@@ -3,8 +3,7 @@
 A ``console`` block holds commands after ``$ `` and what they print. Ids, process ids, sizes and times may
 differ from the page's; an id or a process id that a page has shown stands for the real one in its later
 commands. ``…`` stands for anything, and as a line for any lines. A block after ``<!-- file: PATH -->`` is
-that file. An ``sh`` block is typed by another test, named in ``<!-- run by: COMMAND -->`` before it, or by
-none, and ``<!-- not run: REASON -->`` says why.
+that file. An ``sh`` block is typed by another test, named in ``<!-- run by: COMMAND -->`` before it.
 """
 
 from __future__ import annotations
@@ -62,7 +61,6 @@ class Page:
     """A page of docs.
 
     Attributes:
-        not_run: the reason and the text of each block that is not run.
         run_by: the command of the test that runs a block, and the block's text.
     """
 
@@ -70,19 +68,15 @@ class Page:
         self.path = path
         self.files: dict[str, str] = {}
         self.steps: list[Step] = []
-        self.not_run: list[tuple[str, str]] = []
         self.run_by: list[tuple[str, str]] = []
         for block in _BLOCK.finditer(path.read_text(encoding="utf-8")):
             note = block["note"] or ""
             if note.startswith("file: "):
                 self.files[note.removeprefix("file: ")] = block["text"]
             elif block["kind"] == "sh":
-                how, _, what = note.partition(": ")
-                known = {"not run": self.not_run, "run by": self.run_by}
-                assert how in known, (
-                    f"{path.name}: this does not say what runs it, or why nothing: {block[0]}"
-                )
-                known[how].append((what, block["text"]))
+                how, _, command = note.partition(": ")
+                assert how == "run by", f"{path.name}: this does not say what runs it: {block[0]}"
+                self.run_by.append((command, block["text"]))
             elif block["kind"] == "console":
                 self.steps += _steps(block["text"])
 
@@ -167,7 +161,8 @@ class Reader:
         # As `make install` makes it, but for this host's settings.
         manage = f"{sys.executable} {CHECKOUT}/manage.py"
         _script(
-            commands / "miehisto-manage", f'if [ "$1" = --run ]; then shift; "$@"; else {manage} "$@"; fi'
+            commands / "miehisto-manage",
+            f'if [ "$1" = --run ]; then shift; else set -- {manage} "$@"; fi; exec "$@"',
         )
         _script(commands / "sudo", f'exec {sys.executable} -I -S {commands}/sudo.py "$@"')
         (commands / "sudo.py").write_text(_SUDO, encoding="utf-8")
