@@ -16,7 +16,7 @@ import pytest
 
 from tests.policies import error_of_last_job, rules
 from tests.servers import started
-from tests.stack import Stack, eventually
+from tests.stack import CHECKOUT, Stack, eventually
 from tests.test_privileges import Prisoner
 from worker import cgroups, orphans, spares
 from worker.process import Process
@@ -145,12 +145,14 @@ def test_control_groups_of_version_2(folder: Path) -> None:
     for place, given in ((folder, "cpu memory pids"), (unit, "")):
         (place / "cgroup.controllers").write_text("memory pids" if place == unit else "cpu io memory pids")
         (place / "cgroup.subtree_control").write_text(given)
-    # The unit's own group has processes, so the kernel gives nothing below it.
-    (unit / "cgroup.subtree_control").unlink()
-    (unit / "cgroup.subtree_control").mkdir()
-    assert cgroups.home("memory", mounts, own) == (str(folder), 2)
-    # Unless it was delegated.
-    (unit / "cgroup.subtree_control").rmdir()
+    # The unit's own group has processes: what is below it may have no memory, and with pids no process.
+    (unit / "cgroup.type").write_text("domain")
+    (unit / "cgroup.procs").write_text("17")
+    for name in ("memory", "tasks"):
+        assert cgroups.home(name, mounts, own) == (str(folder), 2)
+    assert (unit / "cgroup.subtree_control").read_text() == ""
+    # Unless it was delegated, and its processes are in one below it.
+    (unit / "cgroup.procs").write_text("")
     (unit / "cgroup.subtree_control").write_text("memory")
     assert cgroups.home("memory", mounts, own) == (str(unit), 2)
 
@@ -162,6 +164,53 @@ def test_control_groups_of_version_2(folder: Path) -> None:
     cgroups.join(made)
     found = {path.name: path.read_text() for path in group.iterdir()}
     assert found == {"cgroup.controllers": "", "memory.max": "5", "pids.max": "7", "cgroup.procs": "0"}
+
+
+def test_a_container_s_top_group_is_freed_of_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Version 2 in a namespace, as an engine gives it to a container: its own group is the top, and full."""
+    monkeypatch.setattr(cgroups, "_EMPTY_WITHIN", 0.05)  # nobody empties a file that is none of the kernel's
+    others = folder / "init/cgroup.procs"
+    for name, text in (("type", "domain"), ("controllers", "memory pids"), ("subtree_control", "")):
+        (folder / f"cgroup.{name}").write_text(text)
+    (folder / "cgroup.procs").write_text("17\n")
+    mounts = f"30 23 0:26 / {folder} rw,nosuid - cgroup2 cgroup2 rw"
+    for elsewhere in ("0::/system.slice/miehisto-worker.service", "4:memory:/"):
+        cgroups.make_room(mounts, elsewhere)
+    assert not others.exists()
+    assert cgroups.home("memory", mounts, "0::/") is None
+    cgroups.make_room(mounts, "0::/")
+    assert others.read_text() == "17"
+    (folder / "cgroup.procs").write_text("")
+    assert cgroups.home("memory", mounts, "0::/init") == (str(folder), 2)
+    others.unlink()
+    (folder / "cgroup.procs").write_text("17\n")
+    (folder / "cgroup.type").unlink()  # a host's own top group
+    cgroups.make_room(mounts, "0::/")
+    assert not others.exists()
+
+
+def test_the_kernel_moves_a_group_s_processes(folder: Path) -> None:
+    script = """
+    set -e
+    mount -t cgroup2 cgroup2 "$1"
+    cd "$1"
+    mkdir "$2"
+    (echo 0 >"$2/cgroup.procs"; exec sleep 60) &
+    until grep -q "^$!$" "$2/cgroup.procs"; do sleep 0.1; done
+    (cd "$4"; "$3" -c "from worker import cgroups; cgroups._move_all('$1/$2', '$1/$2/init')")
+    cat "$2/cgroup.procs"
+    grep -c "^$!$" "$2/init/cgroup.procs"
+    kill $!
+    until rmdir "$2/init"; do sleep 0.1; done
+    rmdir "$2"
+    """
+    if "cgroup2" not in Path("/proc/filesystems").read_text():
+        pytest.skip("this kernel has no control groups of version 2")
+    words = [str(folder), f"miehisto-tests-{uuid.uuid4().hex}", sys.executable, str(CHECKOUT)]
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", *words], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n"), done
 
 
 def test_what_a_supervisor_left_is_swept(stack: Stack) -> None:

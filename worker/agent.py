@@ -98,6 +98,7 @@ class Agent:
 
     def run(self) -> None:
         """Watch until told to stop. A database that is away is waited for."""
+        cgroups.make_room()
         cgroups.sweep()
         version = self._criu_version()
         can: dict[str, Any] = dict(host.capabilities(self._criu_binary))

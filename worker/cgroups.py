@@ -15,6 +15,8 @@ from typing import NamedTuple
 from worker.namespaces import lines_of
 
 _PREFIX = "miehisto-"
+_OTHERS = "init"
+"""The group of a container's processes that have no limits."""
 _CONTROLLERS = {"memory": "memory", "tasks": "pids"}
 _FILES = {
     ("memory", 1): "memory.limit_in_bytes",
@@ -75,6 +77,10 @@ def _seen_at(point: str, root: str, group: str) -> str:
 
 def _gives(folder: str, controller: str) -> bool:
     """Tell whether groups below a folder of version 2 have a controller; give it to them if possible."""
+    if not _is_top(folder) and _read(f"{folder}/cgroup.procs"):
+        # The kernel refuses memory below a group with processes. It grants pids, but to groups that then
+        # take no process (cgroup-v2.rst, "No Internal Process Constraint" and "Threads").
+        return False
     switch = f"{folder}/cgroup.subtree_control"
     if controller in _read(switch).split():
         return os.access(folder, os.W_OK)
@@ -85,6 +91,45 @@ def _gives(folder: str, controller: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _is_top(folder: str) -> bool:
+    """Tell whether a folder of version 2 is the host's top group, which alone has no type."""
+    return not os.path.exists(f"{folder}/cgroup.type")
+
+
+def make_room(mounts: str | None = None, own: str | None = None) -> None:
+    """Free a container's top group of processes, so that there may be groups with limits below it.
+
+    A container with a control group namespace sees its own group as the top, with all its processes in it.
+    They are moved into a group beside the services' ones, as systemd does when it starts in a container; what
+    an engine starts in the container later follows the first process there. Elsewhere nothing is done.
+
+    Args:
+        mounts, own: what to read instead of /proc/self/mountinfo and /proc/self/cgroup.
+    """
+    for line in lines_of("/proc/self/mountinfo") if mounts is None else mounts.splitlines():
+        fields, _, rest = line.partition(" - ")
+        root, point = fields.split(" ")[3:5]
+        groups = _own_groups(_read("/proc/self/cgroup") if own is None else own)
+        if rest.startswith("cgroup2 ") and root == groups.get("") == "/" and not _is_top(point):
+            wanted = set(_CONTROLLERS.values()) & set(_read(f"{point}/cgroup.controllers").split())
+            if wanted:
+                _move_all(point, f"{point}/{_OTHERS}")
+            for controller in wanted:  # at once: from then on nothing can get in there
+                _gives(point, controller)
+            return
+
+
+def _move_all(source: str, goal: str) -> None:
+    """Move a group's processes into another, which is made; one that cannot be moved stays."""
+    deadline = time.monotonic() + _EMPTY_WITHIN
+    with contextlib.suppress(OSError):  # it may not be written in most containers
+        os.makedirs(goal, exist_ok=True)
+        while (left := _read(f"{source}/cgroup.procs").split()) and time.monotonic() < deadline:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    _write(f"{goal}/cgroup.procs", pid)
 
 
 def missing(limits: Mapping[str, int]) -> list[str]:

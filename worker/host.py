@@ -148,7 +148,10 @@ def _probe(criu_binary: str, tini: str) -> Check:
 def _limits(name: str) -> Check:
     place = cgroups.home(name)
     detail = f"in {place.folder}, version {place.version}" if place else "no control group can be made for it"
-    remedy = "Give the worker the controllers memory and pids of cgroup 2 (systemd: Delegate=yes)."
+    remedy = (
+        "Mount control groups with memory and pids where the worker may write (a container: privileged, with"
+        " a control group namespace of its own)."
+    )
     return Check(f"limits of {name}", place is not None, False, detail, remedy)
 
 

@@ -96,7 +96,8 @@ def check_limits(limits: dict[str, int]) -> None:
             "limit_unavailable",
             f"This host cannot limit the {' and the '.join(missing)} of a service: it has no control group"
             " for that which the worker could use.",
-            "Give the worker the controllers memory and pids (systemd: Delegate=yes), or ask for no limit.",
+            "Ask for no limit, or mount control groups with memory and pids where the worker may write (a"
+            " container: privileged, with a control group namespace of its own).",
         )
 
 

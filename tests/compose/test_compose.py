@@ -154,6 +154,25 @@ def test_a_restart_of_the_worker_s_container_counts_as_a_boot(compose: Compose) 
     compose.mhctl("service", "delete", "--stop", "back")
 
 
+def test_a_service_has_limits_within_the_worker_s_container(compose: Compose) -> None:
+    words = ("--name", "small", "--memory", "64M", "--tasks", "20", "sleep", "1000")
+    service = compose.mhctl("service", "create", *words)
+    container = compose("ps", "--quiet", "worker").strip()
+
+    def limited() -> bool:
+        pid = json.loads(compose.mhctl("service", "show", "small", "--json"))["pid"]
+        groups = compose("exec", "-T", "worker", "cat", f"/proc/{pid}/cgroup").splitlines()
+        outside = (Path("/proc") / str(pid) / "cgroup").read_text()
+        in_its_own = [line for line in groups if line.endswith(f"/miehisto-{service}")]
+        return bool(in_its_own) and outside.count(f"{container}/miehisto-{service}") == len(in_its_own)
+
+    assert limited()
+    image = Path(compose.mhctl("service", "dump", "small")).name
+    compose.mhctl("service", "restore", "--from", image)
+    assert limited()
+    compose.mhctl("service", "delete", "--stop", "small")
+
+
 @pytest.mark.parametrize(("age", "verdict"), [("now", "healthy"), ("2 minutes ago", "unhealthy")])
 def test_a_worker_without_a_heartbeat_is_unhealthy(compose: Compose, age: str, verdict: str) -> None:
     container = compose("ps", "--quiet", "worker").strip()
