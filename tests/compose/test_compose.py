@@ -18,6 +18,7 @@ from tests.pages import Page
 from tests.stack import CHECKOUT, eventually, free_port
 
 PAGE = Page(CHECKOUT / "docs/compose.md")
+STARTED, BACKED_UP, RESTORED = (text for command, text in PAGE.run_by if command == "make test-compose")
 PRIVATE = (".env", "db.sqlite3", "var/notes", "backup/pool.tar")
 """What may lie in a checkout, and belongs into no image."""
 CANARY = "# not for an image"
@@ -50,8 +51,9 @@ class Compose:
     def type(self, commands: str) -> str:
         """Type commands of a page in the checkout's folder, where `docker` is the engine's client."""
         programs = self.engine.state / "bin"
-        programs.mkdir()
-        (programs / "docker").symlink_to(self.engine.kept / "root/usr/bin/docker")
+        if not programs.exists():
+            programs.mkdir()
+            (programs / "docker").symlink_to(self.engine.kept / "root/usr/bin/docker")
         environment = {**self.engine.environment, "PATH": f"{programs}:{os.environ['PATH']}"}
         return run("bash", "-ec", f'cd "$0"\n{commands}', self.folder, timeout=600, **environment)
 
@@ -72,8 +74,7 @@ def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
         engine.start()
         made = Compose(engine)
         try:
-            (block,) = [text for command, text in PAGE.run_by if command == "make test-compose"]
-            made.said = made.type(block)
+            made.said = made.type(STARTED)
             yield made
         except AssertionError:
             sys.stderr.write(made("logs", "--no-color", "--tail", "50"))
@@ -218,3 +219,17 @@ def test_nothing_private_of_the_checkout_is_in_the_image(compose: Compose) -> No
     password = (compose.folder / "secrets/database_password").read_text().strip()
     look = 'grep -rlF -e "$1" -e "$2" /opt/miehisto/app || echo nothing'
     assert compose("exec", "-T", "worker", "sh", "-c", look, "sh", password, CANARY).strip() == "nothing"
+
+
+def test_a_backup_comes_to_life_in_a_new_stack(compose: Compose) -> None:
+    service = compose.mhctl("service", "create", "--name", "kept", "python3", "-c", COUNTER)
+    assert [count(compose), count(compose)] == ["1", "2"]
+    image = Path(compose.mhctl("service", "dump", "kept")).name
+    compose.type(BACKED_UP)
+    compose("down", "--volumes")
+    (compose.folder / "secrets/database_password").write_text("another")
+    assert compose.type(RESTORED).endswith("rows and disk agree\n")
+    assert json.loads(compose.mhctl("service", "show", "kept", "--json"))["object_id"] == service
+    assert compose.mhctl("service", "restore", "kept") == image
+    assert count(compose) == "3"
+    compose.mhctl("service", "delete", "--stop", "kept")
