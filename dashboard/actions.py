@@ -172,7 +172,8 @@ _FOR_SERVICES = (
             Option(
                 "restore_on_boot",
                 "Restore it after a boot",
-                "From its newest image that is sound, when the node was started anew.",
+                "From its newest image that is sound, when the node was started anew."
+                " Also if its supervisor was killed and none can take over: then it is dumped first.",
             ),
         ),
     ),

@@ -84,6 +84,11 @@ WAITING = (NO_WAIT, TIMEOUT)
 GRACE = Option("--grace", "SECONDS", "time between SIGTERM and SIGKILL", number=True)
 
 PID = Option("-t --pid", "PID", "the service with this process")
+RESTORE_ON_BOOT = Option(
+    "--restore-on-boot",
+    "",
+    "bring it back from its newest sound image after a boot, or from a new one if its supervisor is lost",
+)
 TCP_CLOSE = Option("--tcp-close", "", "drop open TCP connections instead of keeping them")
 DUMPING = (
     TCP_CLOSE,
@@ -118,7 +123,7 @@ CREATE = Verb(
     Option("--cap-add", "NAME", "let it keep a capability (capabilities(7), or ALL)", many=True),
     Option("--cap-drop", "NAME", "take a capability that root's services have", many=True),
     Option("--new-privileges", "", "let setuid programs give it their rights"),
-    Option("--restore-on-boot", "", "bring it back from its newest sound image after a boot"),
+    RESTORE_ON_BOOT,
     Option("--name", "NAME", "a name for the service"),
     *WAITING,
     aliases="add",
@@ -188,7 +193,7 @@ NOUNS: dict[str, list[Verb]] = {
             "set",
             "SERVICE",
             "change what a service is",
-            Option("--restore-on-boot", "", "bring it back from its newest sound image after a boot"),
+            RESTORE_ON_BOOT,
             Option("--no-restore-on-boot", "", "leave it where it is after a boot"),
         ),
         Verb("rename", "SERVICE NEW_NAME", 'give a service another name ("" for none)'),

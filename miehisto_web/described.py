@@ -46,6 +46,13 @@ SETTINGS = {
     ),
     "MIEHISTO_START_SETTLE": Setting("`0.5`", "Seconds that a service must stay alive to count as started."),
     "MIEHISTO_JOB_TIMEOUT": Setting("`600`", "Seconds after which a job that got nowhere is given up."),
+    "MIEHISTO_TAKE_OVER_TIMEOUT": Setting(
+        "`60`",
+        (
+            "Seconds that a service whose supervisor was killed runs on where none can take over, "
+            "before it is dumped and restored with a new one, if it has `--restore-on-boot`."
+        ),
+    ),
     "MIEHISTO_LOG_FORMAT": Setting(
         "`text`",
         (

@@ -29,6 +29,7 @@ MIEHISTO_NODE = env.str("MIEHISTO_NODE", "") or socket.gethostname()
 MIEHISTO_USER = env.str("MIEHISTO_USER", "") or "miehisto"
 MIEHISTO_START_SETTLE = env.float("MIEHISTO_START_SETTLE", 0.5)
 MIEHISTO_JOB_TIMEOUT = env.float("MIEHISTO_JOB_TIMEOUT", 600.0)
+MIEHISTO_TAKE_OVER_TIMEOUT = env.float("MIEHISTO_TAKE_OVER_TIMEOUT", 60.0)
 _private_criu = PRIVATE_PREFIX / "criu"
 MIEHISTO_CRIU = env.str("MIEHISTO_CRIU", "") or (
     str(_private_criu) if _private_criu.exists() else shutil.which("criu") or ""

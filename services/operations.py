@@ -55,7 +55,8 @@ def request_create(
     cwd: absolute. binds: extra SRC:DST[:ro]. data: files and folders
     that must be at a restore what they were at the dump. carry: those that its images hold.
     privileges, limits: see confinement.py.
-    restore_on_boot: come back from the newest sound image when the node is started anew.
+    restore_on_boot: come back from the newest sound image when the node is started anew; be dumped and
+    restored where no supervisor can take over.
     source: web, api, mhctl, manage or agent.
     Raises Problem bad_input, name_taken, not_allowed.
     """
@@ -156,11 +157,11 @@ def request_restart(service: Service, *, actor: Actor, source: str, grace: float
     return _request(JobKind.RESTART, service, actor=actor, source=source, options=_grace(grace))
 
 
-def request_dump(service: Service, *, actor: Actor, source: str, **options: Any) -> Job:
+def request_dump(service: Service, *, actor: Actor, source: str, why: str = "", **options: Any) -> Job:
     """Ask for an image of a running service, which is gone from the process table afterwards unless
     `leave_running`. The image's id is already on the job (`image_id`).
 
-    options: those of criu_options.py.
+    why: what the job's first event says, where nobody has asked for it. options: those of criu_options.py.
     """
     return _request(
         JobKind.DUMP,
@@ -169,6 +170,7 @@ def request_dump(service: Service, *, actor: Actor, source: str, **options: Any)
         source=source,
         image_id=new_id(),
         options=criu_options.checked(JobKind.DUMP, {"leave_running": False, **options}),
+        why=why,
     )
 
 
@@ -348,6 +350,7 @@ def _request(
     source: str,
     image_id: str = "",
     options: dict[str, Any] | None = None,
+    why: str = "",
 ) -> Job:
     """Ask for a job on a service as it is now, not as it was when the caller read it."""
     require_operator(actor)
@@ -364,7 +367,14 @@ def _request(
                 raise _job_active(now)
             require_state(now, kind)
         return new_job(
-            kind, node=now.node, service=now, image_id=image_id, options=options, actor=actor, source=source
+            kind,
+            node=now.node,
+            service=now,
+            image_id=image_id,
+            options=options,
+            why=why,
+            actor=actor,
+            source=source,
         )
 
 

@@ -35,7 +35,8 @@ class NewService(Input):
     """args: command and arguments. user, group: names or numbers. cwd: absolute. binds: SRC:DST[:ro].
     data: files and folders, as the service sees them, that a restore compares with what they were.
     carry: those that its images hold, and that a restore puts back; they must belong to its user.
-    restore_on_boot: come back from the newest sound image when the node is started anew.
+    restore_on_boot: come back from the newest sound image when the node is started anew; be dumped and
+    restored where no supervisor can take over.
     """
 
     args: list[str]

@@ -14,6 +14,7 @@ WITH_ROWS = {
     "handlers.py",
     "agent.py",
     "booting.py",
+    "replacing.py",
     "reconcile.py",
     "reading.py",
     "sampling.py",

@@ -14,7 +14,7 @@ import select
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from celery import bootsteps, current_app
 from celery.platforms import EX_FAILURE
@@ -32,6 +32,8 @@ from worker.booting import Boot
 from worker.errors import JobFailed
 from worker.paths import Paths
 from worker.reading import Reader
+from worker.replacing import Replacing, Untaken
+from worker.runmh.log import RotatedLog
 from worker.sampling import Sampler
 from worker.supervision import Running
 
@@ -46,20 +48,6 @@ TAKE_OVERS_AT_ONCE = 3
 TAKE_OVER_AGAIN_EVERY = 10.0
 
 
-class _Untaken(NamedTuple):
-    """A service that runs without a supervisor, for none could take over.
-
-    Attributes:
-        tries: how often that has failed.
-        again: when it is tried again, by the monotonic clock.
-        why: what was in the way at last.
-    """
-
-    tries: int
-    again: float
-    why: JobFailed
-
-
 class Agent:
     """Watches one node.
 
@@ -68,18 +56,20 @@ class Agent:
         node: the node's name.
         criu_binary: whose version the heartbeat tells.
         patience: seconds that CRIU may work on after its worker has died.
+        alone: seconds that a service may run on without a supervisor where its policy knows a way out.
     """
 
-    def __init__(self, paths: Paths, node: str, criu_binary: str, patience: float) -> None:
+    def __init__(self, paths: Paths, node: str, criu_binary: str, patience: float, alone: float) -> None:
         self._paths = paths
         self._node = node
         self._criu_binary = criu_binary
         self._seen: dict[str, tuple[int, int]] = {}
         self._watched: dict[str, int] = {}
         self._outputs: dict[str, int] = {}
-        self._untaken: dict[str, _Untaken] = {}
+        self._untaken: dict[str, Untaken] = {}
         self._resender = Resender(node)
-        self._boot = Boot(paths, node)
+        self._boot = Boot(paths, node, alone)
+        self._replacing = Replacing(self._boot, alone)
         self._patience = patience
         self._waited: dict[str, float] = {}
         self._poll = select.poll()
@@ -125,6 +115,7 @@ class Agent:
                         reconcile.settle_lost_jobs(self._paths, self._node, self._overdue)
                         reconcile.end_services_without_trace(self._paths, self._node)
                         self._resender.sweep()
+                        self._replacing.sweep(self._untaken)
                         self._boot.sweep()
                         sweep = now
                     if now - tidy >= TIDY_EVERY:
@@ -186,15 +177,17 @@ class Agent:
         """Write what is true of a service; False if that has to be looked at again."""
         # Before the look, for a job may end between the look and what is written of it.
         row = Service.objects.filter(pk=service_id)
-        changed_at = row.values_list("changed_at", flat=True).first()
-        if changed_at is None:
+        known = row.values_list("changed_at", "restore_on_boot").first()
+        if known is None:
             return False  # a rescan may make its row
+        changed_at, comes_back = known
         found = reconcile.truth(self._paths, service_id)
         if found is None:
             return True
         untaken = self._untaken.get(service_id)
         if untaken is not None and untaken.tries >= TAKE_OVERS_AT_ONCE:
-            found = found._replace(reason=reconcile.unwatched(untaken.why))
+            outlook = self._replacing.outlook(service_id, comes_back=comes_back)
+            found = found._replace(reason=reconcile.unwatched(untaken.why, outlook))
         if operations.observe(service_id, state=found.state, **found.extras(), as_of=changed_at):
             return True
         # A job that works on the service has the word; what it leaves is looked at once more after it.
@@ -230,9 +223,11 @@ class Agent:
         try:
             return supervision.take_over(self._paths, service_id, output, TAKE_OVER_WITHIN)
         except JobFailed as failure:
+            now = time.monotonic()
             tries = before.tries + 1 if before is not None else 1
             pause = TAKE_OVER_AGAIN_EVERY if tries >= TAKE_OVERS_AT_ONCE else 0.0
-            self._untaken[service_id] = _Untaken(tries, time.monotonic() + pause, failure)
+            since = before.since if before is not None else now
+            self._untaken[service_id] = Untaken(since, tries, now + pause, failure)
             log.warning(
                 "service %s is not taken over: %s", service_id, failure.message, extra={"service": service_id}
             )
@@ -242,6 +237,8 @@ class Agent:
         """Hold a read end of a running service's output, so that it outlives its supervisor's death."""
         held = self._outputs.get(service_id)
         if held is not None and (running is None or os.fstat(held).st_ino != running.pipe):
+            if service_id in self._untaken:
+                self._log_rest(service_id, held)
             os.close(self._outputs.pop(service_id))
             held = None
         if held is None and running is not None:
@@ -252,6 +249,13 @@ class Agent:
                 return
             if found is not None:
                 self._outputs[service_id] = found
+
+    def _log_rest(self, service_id: str, output: int) -> None:
+        """Write into a service's log what it had printed last, with no supervisor to do so."""
+        with contextlib.suppress(OSError):
+            service_log = RotatedLog(str(self._paths.log(service_id)))
+            while data := os.read(output, 65536):
+                service_log.write(data)
 
     def _let_go(self) -> None:
         """Close in a new process of the worker's pool what is only this one's to watch."""
@@ -283,7 +287,11 @@ class AgentStep(bootsteps.StartStopStep):
         super().__init__(worker, **options)
         paths = Paths(settings.MIEHISTO_STATE_DIR, settings.MIEHISTO_RUN_DIR, settings.MIEHISTO_LOG_DIR)
         self._agent = Agent(
-            paths, settings.MIEHISTO_NODE, settings.MIEHISTO_CRIU, settings.MIEHISTO_JOB_TIMEOUT
+            paths,
+            settings.MIEHISTO_NODE,
+            settings.MIEHISTO_CRIU,
+            settings.MIEHISTO_JOB_TIMEOUT,
+            settings.MIEHISTO_TAKE_OVER_TIMEOUT,
         )
         self._beside: list[Background | Answerer] = [
             Reader(paths, settings.MIEHISTO_NODE),

@@ -1,5 +1,6 @@
 """After a boot: restores the services that shall come back, each from its newest image that is sound.
 
+So it does with one that was dumped because no supervisor could take it over (replacing.py asks for that).
 With tasks.py, agent.py, reading.py and reconcile.py a module of the worker that touches rows.
 """
 
@@ -21,6 +22,7 @@ from worker import connections, supervision
 from worker.durable import sync_folder, write_json
 from worker.errors import describe
 from worker.paths import Paths
+from worker.pauses import Pauses
 from worker.process import Process, parent, status
 from worker.runmh.launch import Account, Refused
 
@@ -31,6 +33,7 @@ _DAMAGED = {"image_damaged", "image_misplaced", "image_missing", "image_of_anoth
 _LOST_AT_MOST = 3
 """Restores of one image whose workers may die."""
 _ANEW = "The node was started anew"
+_REPLACED = "Its supervisor was killed and none could take over, so it was dumped"
 
 
 class Boot:
@@ -43,14 +46,17 @@ class Boot:
     Args:
         paths: the node's folders.
         node: its name.
+        pause: seconds after which a restore that follows no boot is tried again; the next one is longer.
     """
 
-    def __init__(self, paths: Paths, node: str) -> None:
+    def __init__(self, paths: Paths, node: str, pause: float) -> None:
         self._paths = paths
         self._node = node
         self._known = False
         self._boot = ""
         self._pending: dict[str, list[str]] = {}  # service → the jobs that were asked for
+        self._replaced: set[str] = set()  # those of them that follow no boot
+        self._pauses = Pauses(pause)
         marks = paths.state_dir.glob(f"services/*/{paths.wanted_back('0' * 32).name}")
         self._marked = {mark.parent.name for mark in marks}
 
@@ -61,11 +67,13 @@ class Boot:
         self._boot = _boot_of(self._paths.run_dir / "started")
         kept = _read(self._file)
         self._pending = kept.get("pending", {})
+        self._replaced = self._pending.keys() & kept.get("replaced", [])
         if kept.get("boot") != self._boot:
             _forget_processes(self._paths)
             wanted = booting.wanted_back(self._node)
             # What the boot before had tried is tried again.
             self._pending = {service_id: [] for service_id in sorted({*self._pending, *wanted})}
+            self._replaced.clear()
             self._keep()
             if self._pending:
                 log.warning("a new boot: %d services shall come back", len(self._pending))
@@ -77,7 +85,15 @@ class Boot:
         for service_id in list(self._pending):
             if self._bring_back(service_id):
                 del self._pending[service_id]
+                self._replaced.discard(service_id)
+                self._pauses.forget(service_id)
                 self._keep()
+
+    def expect(self, service_id: str) -> None:
+        """Bring a service back once it is dumped, which is about to be asked for; one that runs on does."""
+        self._pending[service_id] = []
+        self._replaced.add(service_id)
+        self._keep()
 
     def _mark_wanted(self) -> None:
         """Keep on the disk which services shall come back, for a rescan after the database was lost."""
@@ -106,7 +122,8 @@ class Boot:
         return self._paths.state_dir / "boot.json"
 
     def _keep(self) -> None:
-        write_json(self._file, {"boot": self._boot, "pending": self._pending})
+        kept = {"boot": self._boot, "pending": self._pending, "replaced": sorted(self._replaced)}
+        write_json(self._file, kept)
 
     def _bring_back(self, service_id: str) -> bool:
         """Ask for the next restore of a service; True once nothing is left to be asked for."""
@@ -120,6 +137,11 @@ class Boot:
         runs = supervision.running(self._paths, service_id) is not None
         if runs or any(job.status == JobState.SUCCEEDED for job in tries):
             return True
+        if service_id in self._replaced:
+            if service.state is not ServiceState.DUMPED:
+                return True  # it has ended otherwise
+            if self._pauses.last(service_id):
+                return False
         return self._try_next(service, tries)
 
     def _try_next(self, service: Service, tries: list[Job]) -> bool:
@@ -128,10 +150,7 @@ class Boot:
         tried |= {image_id for image_id in lost if lost.count(image_id) >= _LOST_AT_MOST}
         last = tries[-1] if tries else None
         if last is not None and last.image_id in tried and last.error_code not in _DAMAGED:
-            state = None if service.state is ServiceState.DUMPED else ServiceState.FAILED
-            said = last.error_message or f"The restore was {last.status}."
-            booting.give_up(service.pk, f"{_ANEW}, and it could not be restored. {said}", state)
-            return True
+            return self._give_up(service, last.error_message or f"The restore was {last.status}.")
         candidates = [image for image in self._images(service) if image.pk not in tried]
         if not candidates:
             self._none_left(service, last)
@@ -159,10 +178,11 @@ class Boot:
                 " End that, then restore it.",
             )
             return True
-        why = f"{_ANEW}: restored from its newest image, of {image.created_at:%Y-%m-%d %H:%M:%S} UTC."
+        cause = self._cause(service)
+        why = f"{cause}: restored from its newest image, of {image.created_at:%Y-%m-%d %H:%M:%S} UTC."
         if failed is not None:
             why = (
-                f"{_ANEW}: restored from an older image, of {image.created_at:%Y-%m-%d %H:%M:%S} UTC,"
+                f"{cause}: restored from an older image, of {image.created_at:%Y-%m-%d %H:%M:%S} UTC,"
                 f" for a newer one could not be. {failed.error_message}"
             )
         try:
@@ -170,20 +190,37 @@ class Boot:
         except Problem as problem:
             if problem.code in {"job_active", "image_in_use"}:
                 return False
-            booting.give_up(service.pk, f"{_ANEW}, and it could not be restored. {problem.message}")
-            return True
+            return self._give_up(service, problem.message)
         self._pending[service.pk].append(job.pk)
         self._keep()
         log.warning("service %s: %s", service.pk, why)
         return False
 
+    def _cause(self, service: Service) -> str:
+        return _REPLACED if service.pk in self._replaced else _ANEW
+
+    def _give_up(self, service: Service, said: str) -> bool:
+        """Say why a service is not restored; False if that is tried again."""
+        state = None if service.state is ServiceState.DUMPED else ServiceState.FAILED
+        reason = f"{self._cause(service)}, and it could not be restored. {said}"
+        if service.pk not in self._replaced:
+            booting.give_up(service.pk, reason, state)
+            return True
+        # What was in the way of its supervisor may be in the way of this, and pass.
+        self._pauses.begin(service.pk)
+        self._pending[service.pk] = []
+        self._keep()
+        booting.give_up(service.pk, f"{reason} That is tried again.", state)
+        return False
+
     def _none_left(self, service: Service, last: Job | None) -> None:
+        cause = self._cause(service)
         if last is None:
-            booting.give_up(service.pk, f"{_ANEW}, and there is no image to restore it from.")
+            booting.give_up(service.pk, f"{cause}, and there is no image to restore it from.")
         else:
             booting.give_up(
                 service.pk,
-                f"{_ANEW}, and none of its images is sound. {last.error_message}",
+                f"{cause}, and none of its images is sound. {last.error_message}",
                 ServiceState.FAILED,
             )
 

@@ -63,12 +63,16 @@ def truth(paths: Paths, service_id: str) -> Truth | None:
     return _last_word(paths, service_id)
 
 
-def unwatched(failure: JobFailed) -> str:
-    """Return the reason of a service that runs without a supervisor, for none could take over."""
+def unwatched(failure: JobFailed, outlook: str) -> str:
+    """Return the reason of a service that runs without a supervisor, for none could take over.
+
+    Args:
+        outlook: what becomes of it.
+    """
     return (
         f"Its supervisor was killed, and none can take over yet. {failure.message} It runs on, and will be"
         " taken over once that is mended. Until then its output waits in its pipe, and it does when that is"
-        " full; if it ends, that will be seen, but not how."
+        f" full; if it ends, that will be seen, but not how. {outlook}"
     )
 
 

@@ -134,6 +134,9 @@ def begin(
         tini: the init program; not needed to adopt.
         descriptors: what it inherits, by the names of the options that tell it their numbers.
         options: more words of its command line.
+
+    Raises:
+        JobFailed: it cannot be started.
     """
     if action != "adopt":
         paths.stopping(service_id).unlink(missing_ok=True)
@@ -154,12 +157,21 @@ def begin(
                 [action, service_id, *(f"--{name}={value}" for name, value in words.items())],
                 {"ready-fd": ready, "errors": errors.fileno(), **(descriptors or {})},
             )
+    except OSError as error:
+        os.close(listen)
+        raise _not_started(error) from None
     except BaseException:
         os.close(listen)
         raise
     finally:
         os.close(ready)
     return Supervisor(file, before, listen, launcher)
+
+
+def _not_started(error: OSError) -> JobFailed:
+    return JobFailed(
+        "supervisor_died", f"No supervisor can be started: {describe(error)}.", "Mend what is named."
+    )
 
 
 def launch(paths: Paths, action: str, service_id: str, tini: str, timeout: float) -> Running:
@@ -222,9 +234,7 @@ def take_over(paths: Paths, service_id: str, output: int | None, timeout: float)
             with os.fdopen(_ended_pipe() if reopened is None else reopened, "rb") as pipe:
                 _adopt(paths, service_id, pipe.fileno(), timeout)
         except OSError as error:
-            raise JobFailed(
-                "supervisor_died", f"No supervisor can be started: {describe(error)}.", "Mend what is named."
-            ) from None
+            raise _not_started(error) from None
     told = {"service": service_id}
     log.warning("service %s is taken over: its supervisor had been killed", service_id, extra=told)
     return True
