@@ -36,6 +36,8 @@ ENVIRONMENT = {"PATH": DEFAULT_PATH}
 GHOST_LIMIT = 256 * 1024 * 1024
 _CAP_SYS_RESOURCE = 24
 _RUN_ID = "CRIU run id = "
+_RESTORED = b"Restore finished successfully"
+_LAST_WORDS = 64 << 10
 _MOST_DECODED = 64 << 20
 _TO_UNDO = 5.0
 """Seconds that a CRIU gets to undo what it did, once it was silent for too long."""
@@ -159,7 +161,8 @@ class Call:
         request: rpc.criu_req,
         *,
         timeout: float,
-        on_notify: Callable[[str], bool] | None = None,
+        on_notify: Callable[[str, int], bool] | None = None,
+        meanwhile: Callable[[str], None] | None = None,
         subject: Process | None = None,
     ) -> rpc.criu_resp:
         """Send a request to CRIU and return its answer.
@@ -167,8 +170,10 @@ class Call:
         Args:
             request: one of pycriu's messages.
             timeout: seconds that CRIU may be silent.
-            on_notify: called with the name of each stage that CRIU reports (only with `notify_scripts`); its
-                answer is CRIU's: False makes CRIU undo what it did.
+            on_notify: called with the name of each stage that CRIU reports (only with `notify_scripts`), and
+                with the PID of the init that it restores (at "setup-namespaces" and "post-restore"; else 0);
+                its answer is CRIU's: False makes CRIU undo what it did.
+            meanwhile: called with the stage's name once CRIU has its answer, and goes on.
             subject: the init of what is dumped. CRIU 4.2 waits for ever for one that was killed meanwhile.
 
         Raises:
@@ -183,8 +188,11 @@ class Call:
                 answer.ParseFromString(data)
                 if answer.type != rpc.NOTIFY:
                     return answer
-                agreed = on_notify(answer.notify.script) if on_notify else True
+                stage = answer.notify.script
+                agreed = on_notify(stage, answer.notify.pid) if on_notify else True
                 connection.send(rpc.criu_req(type=rpc.NOTIFY, notify_success=agreed).SerializeToString())
+                if meanwhile:
+                    meanwhile(stage)
         except TimeoutError:
             if self._process is not None:
                 self._make_undo(self._process)
@@ -292,6 +300,16 @@ def run_id(log: Path) -> str:
     except OSError:
         return ""
     return head[-1] if head else ""
+
+
+def has_restored(log: Path) -> bool:
+    """Tell whether the restore that wrote this log has let its processes run, and was not killed before."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_WORDS))
+            return _RESTORED in file.read()
+    except OSError:
+        return False
 
 
 def statistics(folder: Path) -> Statistics:

@@ -161,7 +161,7 @@ class Dump:
             call.close()
             os.chown(self.work, 0, 0)
 
-    def _on_notify(self, stage: str) -> bool:
+    def _on_notify(self, stage: str, _pid: int) -> bool:
         """Do what wants the service frozen, as CRIU holds it at its stage "post-dump"."""
         if stage == "post-dump":
             self.comm = _comm(self.running.init)

@@ -18,7 +18,7 @@ from images.models import Image
 from services import operations
 from services.models import Job, Node, Service
 from services.states import TRANSIENT, JobKind, JobState, ServiceState, has_process
-from worker import connections, criu, locks, manifest, mending, putback, supervision
+from worker import connections, criu, locks, manifest, mending, putback, supervision, unfinished
 from worker import spec as specs
 from worker.engine import Ended, describe
 from worker.errors import JobFailed
@@ -140,7 +140,7 @@ def settle_lost_jobs(paths: Paths, node: str, overdue: Callable[[str], bool] = l
         if worker_lives(job.worker):
             continue
         with _left_alone(paths, job) as alone:
-            if alone:
+            if alone and (not job.service_ref or unfinished.settle(paths, job.service_ref)):
                 _settle(paths, job)
                 ended += 1
             elif overdue(job.pk):
@@ -358,6 +358,10 @@ def rescan(paths: Paths, node: Node) -> list[str]:
     """
     changes = []
     on_disk, known = _images(paths, node)
+    for folder in (paths.run_dir / "services").glob("[0-9a-f]*"):
+        with locks.held(folder / "job.lock") as alone:
+            if alone is not None:  # the job that would settle it may be lost with its row
+                unfinished.settle(paths, folder.name)
     present = _ids((paths.state_dir / "services").glob("*/spec.json"))
     for service_id in sorted(present):
         if not Service.objects.filter(pk=service_id).exists():

@@ -30,6 +30,7 @@ from worker import (
     mending,
     putback,
     supervision,
+    unfinished,
     warm,
 )
 from worker.errors import JobFailed
@@ -129,6 +130,7 @@ def _restore(
         supervision.give_up(tools.paths, service_id)
         with contextlib.suppress(JobFailed):  # what is raised already says more
             supervisor.settle(tools.timeout)
+        unfinished.end(tools.paths, service_id, tools.timeout)
         mending.remove_scratch(work / "restore.log")
         if isinstance(error, JobFailed):
             error.message += _what_is_left(tools, service_id, image_id)
@@ -157,6 +159,61 @@ def _watched(
         return supervision.take_over_restored(tools.paths, service_id, restored, tools.timeout)
 
 
+class _Answers:
+    """What CRIU is answered at its stages, and what is done meanwhile.
+
+    Attributes:
+        refused: why nothing could be written any more before the service was to run.
+    """
+
+    def __init__(
+        self,
+        tools: Tools,
+        service_id: str,
+        image_id: str,
+        verdict: Future[list[str]],
+        data: putback.PutBack,
+    ) -> None:
+        self._tools = tools
+        self._service_id = service_id
+        self._image_id = image_id
+        self._verdict = verdict
+        self._data = data
+        self._init: Process | None = None
+        self._is_noted = False
+        self.refused: OSError | None = None
+
+    def to(self, stage: str, pid: int) -> bool:
+        """Answer; nothing runs before CRIU has heard so at its stage "post-restore"."""
+        if pid and self._init is None:
+            self._init = Process.of(pid)
+        if stage != "post-restore":
+            return True
+        if not self._verdict.done():
+            self._tools.step("verifying the memory")
+        # What nobody would watch does not begin to run, either: its connections are still held, and stay so.
+        if self._verdict.result() or not supervision.is_watched(self._tools.paths, self._service_id):
+            return False
+        try:
+            self._note()
+            self._data.about_to_run()
+        except OSError as error:
+            self.refused = error
+            return False
+        return True
+
+    def given_to(self, stage: str) -> None:
+        """Use the time that CRIU takes now: what is written then costs the restore none."""
+        if stage == "post-setup-namespaces":
+            with contextlib.suppress(OSError):  # it is tried again
+                self._note()
+
+    def _note(self) -> None:
+        if self._init is not None and not self._is_noted:
+            unfinished.note(self._tools.paths, self._service_id, self._init)
+            self._is_noted = True
+
+
 def _converse(
     tools: Tools,
     call: criu.Call,
@@ -175,17 +232,7 @@ def _converse(
     large = [name for name in manifest.large_files(facts) if name != carry_index.PACK or not data.is_in_place]
     reader = threading.Thread(target=_judge, args=(verdict, image, facts, large), name="verify")
     reader.start()
-
-    def agreed(stage: str) -> bool:
-        if stage == "post-restore" and not verdict.done():
-            tools.step("verifying the memory")
-        if stage != "post-restore":
-            return True
-        # What nobody would watch does not begin to run, either: its connections are still held, and stay so.
-        if verdict.result() or not supervision.is_watched(tools.paths, service_id):
-            return False
-        data.about_to_run()
-        return True
+    answers = _Answers(tools, service_id, image_id, verdict, data)
 
     try:
         with criu.folders(read_from, work) as (image_fd, work_fd):
@@ -206,13 +253,17 @@ def _converse(
             opts.inherit_fd.add(key=f"pipe:[{facts['pipe']}]", fd=LOG_FD)
             # Also where there is nothing to verify: without a worker that answers, nothing is restored.
             opts.notify_scripts = True
-            answer = call.converse(request, timeout=tools.timeout, on_notify=agreed)
+            answer = call.converse(
+                request, timeout=tools.timeout, on_notify=answers.to, meanwhile=answers.given_to
+            )
     except JobFailed as failure:
         raise explained("restore", image, log, failure) from None
     finally:
         reader.join()
     if verdict.result():
         raise manifest.damaged(image, verdict.result())
+    if answers.refused is not None:
+        raise answers.refused
     if not answer.success:
         raise explained("restore", image, log)
     return Process.of(answer.restore.pid)
