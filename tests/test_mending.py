@@ -159,6 +159,50 @@ def test_a_restore_says_when_clients_are_not_held_any_more(
     assert connection.ask("GET told", lines=2) == "nobody"
 
 
+@pytest.mark.parametrize("with_worker", [False, True], ids=["criu killed", "criu and worker killed"])
+@pytest.mark.parametrize(
+    ("words", "asks_first"),
+    [("Running post-restore scripts", True), ("Unlock network", True), ("Unlock network", False)],
+    ids=["before it lets go", "as it lets go", "and the client asks later"],
+)
+def test_clients_that_a_restore_has_let_go_of_are_told(
+    hasty: Stack, client: tuple[str, Connection], words: str, asks_first: bool, with_worker: bool
+) -> None:
+    """Broken off too late to be taken back: no later restore picks up connections that have ended."""
+    service, connection = client
+    before = tables()
+    image = hasty.dump(service)
+    held = tables() - before
+    assert held
+    answer = in_background(lambda: hasty.mhctl("service", "restore", "--from", image, check=False))
+    criu = stopped_at(hasty, service, "restore.log", words)
+    present = hasty.folder / f"state/services/{service}/present.json"
+    assert eventually(lambda: "let_go" in present.read_text(), PATIENCE), "it is noted before CRIU goes on"
+    for pid in [*hasty.pool(), hasty.part("worker")] if with_worker else []:
+        os.kill(pid, signal.SIGKILL)
+    criu.signal(signal.SIGKILL)
+    done = answer.result(60)
+    assert "connections are no longer held for the image" in done.err
+    assert hasty.show("service", service)["status"] == "dumped"
+    assert not held & tables()
+
+    def is_told() -> None:
+        with pytest.raises(ConnectionError):  # not TimeoutError: nobody hangs
+            assert connection.ask("GET told") == ""
+            raise ConnectionResetError
+
+    if asks_first:
+        is_told()
+    job = hasty.mhctl("service", "restore", "--from", image, "--no-wait").out.strip()
+    shown = eventually(lambda: (now := hasty.show("job", job))["finished"] and now)
+    assert shown["status"] == "succeeded"
+    assert "restoring, with its connections closed" in {event["step"] for event in shown["events"]}
+    if not asks_first:
+        is_told()
+    with connected(connection.address[1]) as another:
+        assert another.ask("GET told", lines=2) == "nobody"
+
+
 def test_a_criu_that_hangs_and_has_lost_its_worker_is_ended_too(
     hasty: Stack, client: tuple[str, Connection]
 ) -> None:

@@ -3,7 +3,8 @@
 A dump that ends its service leaves a firewall table of CRIU's that drops the packets of its connections, so
 that no client is told that the server is gone; the restore of that image takes it away. Connections can be
 picked up again once, by the image that was the service's present: after a start, or a restore of another
-image, they have moved on. So each service has a file that says which image is its present, if any.
+image, they have moved on, and so they have when a restore of that one was broken off too late. So each
+service has a file that says which image is its present, if any, and whether its clients have been let go.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from pycriu.images.inventory_pb2 import inventory_entry
 
 from worker import criu
 from worker.durable import write_json
+from worker.errors import describe
 from worker.paths import Paths
 
 # CRIU cuts the name of its run to what is left of 31 characters after "inet CRIU-" (criu/netfilter.c).
 _NAME_LENGTH = 21
 _RUN = re.compile(r"[0-9A-Za-z-]{1,64}\Z")
 
+_LET_GO = "let_go"
 _LOCK_SKIPPED = 2
 """NETWORK_LOCK_SKIP (criu/include/cr_options.h)."""
 
@@ -69,12 +72,12 @@ def spare_unlocking(image: Path) -> None:
 
 
 def are_stale(paths: Paths, service_id: str, image_id: str) -> bool:
-    """Tell whether the service has run on since this image was made, so that its connections have, too.
+    """Tell whether an image's connections have moved on, for the service has run on since, or was about to.
 
     An image that came from elsewhere, to a node that knows nothing of its service, is not stale.
     """
     present = _read(paths, service_id)
-    return bool(present) and present.get("image") != image_id
+    return bool(present) and (present.get("image") != image_id or _LET_GO in present)
 
 
 def are_awaited(paths: Paths, service_id: str, image_id: str) -> bool:
@@ -117,6 +120,32 @@ def service_runs(paths: Paths, service_id: str, image_id: str) -> None:
     if present.get("image") and present["image"] != image_id:
         release(str(present.get("run", "")))
     write_json(_path(paths, service_id), {"image": "", "run": ""}, durable=False)
+
+
+def about_to_go(paths: Paths, service_id: str, image_id: str) -> None:
+    """Note that CRIU is about to let go of an image's connections, which cannot be undone.
+
+    From then on a client that sends something is answered: by the service or, if the restore is broken off,
+    that nobody is there. The next restore of the image would take up connections that clients have given up.
+    """
+    present = _read(paths, service_id)
+    if present.get("image") == image_id and present.get("run"):
+        gone = {"image": image_id, "run": "", _LET_GO: present["run"]}
+        try:
+            write_json(_path(paths, service_id), gone, durable=False)
+        except OSError as error:  # a full disk must not keep a service from coming back
+            log.warning("should this restore be broken off, its clients are not told: %s", describe(error))
+
+
+def went(paths: Paths, service_id: str, image_id: str) -> bool:
+    """Tell whether a restore that was broken off had begun to let go of an image's connections.
+
+    What it still held is let go of, too; so to be called when no process of it is left.
+    """
+    present = _read(paths, service_id)
+    run = present.get(_LET_GO, "") if present.get("image") == image_id else ""
+    release(run)
+    return bool(run)
 
 
 def release(run: str) -> None:

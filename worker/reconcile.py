@@ -204,6 +204,9 @@ def _settle(paths: Paths, job: Job) -> None:
     found = _truth_after_loss(paths, job, dumped=image) if job.service_ref else None
     said = f"at the step {job.step!r}" if job.step else "before its first step"
     outcome = "What is true now was read from the node."
+    ended = job.kind == JobKind.RESTORE and found is None
+    if ended and connections.went(paths, job.service_ref, job.image_id):
+        stuck += " Its clients' connections are no longer held for the image: the next restore closes them."
     if image:
         outcome = "The image had been sealed and is good."
     elif job.kind == JobKind.DUMP and found and found.state is ServiceState.RUNNING:

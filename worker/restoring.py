@@ -122,9 +122,11 @@ def _restore(
             if faults:
                 raise manifest.damaged(image, faults)
             data.begin(moved, facts["mounts"])
-        tools.step("restoring")
+        closed = _are_closed(tools, service_id, image_id, facts)
+        told = closed and connections.are_in(image)
+        tools.step("restoring, with its connections closed" if told else "restoring")
         with files.waived(image, changes, work / "waived") as read_from:
-            restored = _converse(tools, call, service_id, image_id, facts, work, read_from, data)
+            restored = _converse(tools, call, service_id, image_id, facts, work, read_from, data, closed)
     except BaseException as error:
         call.close()
         supervision.give_up(tools.paths, service_id)
@@ -132,8 +134,7 @@ def _restore(
             supervisor.settle(tools.timeout)
         unfinished.end(tools.paths, service_id, tools.timeout)
         mending.remove_scratch(work / "restore.log")
-        if isinstance(error, JobFailed):
-            error.message += _what_is_left(tools, service_id, image_id)
+        _tell(error, _what_is_left(tools, service_id, image_id))
         raise
     call.close()
     try:
@@ -141,10 +142,22 @@ def _restore(
     except BaseException as error:
         # What nobody watches must not run, nor write any more when its data is brought back.
         ended = restored is None or not restored.signal(signal.SIGKILL) or restored.wait(tools.timeout)
-        if isinstance(error, JobFailed):
-            alive = " What was restored was killed, but has not ended yet (ps shows it in state D)."
-            error.message += _what_is_left(tools, service_id, image_id) if ended else alive
+        alive = " What was restored was killed, but has not ended yet (ps shows it in state D)."
+        _tell(error, _what_is_left(tools, service_id, image_id) if ended else alive)
         raise
+
+
+def _tell(error: BaseException, more: str) -> None:
+    """Add a sentence to what an operator will read."""
+    if isinstance(error, JobFailed):
+        error.message += more
+
+
+def _are_closed(tools: Tools, service_id: str, image_id: str, facts: Mapping[str, Any]) -> bool:
+    """Tell whether connections in an image are not to be taken up: they would only hang at both ends."""
+    options = facts.get("options")
+    asked = isinstance(options, dict) and options.get("tcp_close") is True
+    return asked or connections.are_stale(tools.paths, service_id, image_id)
 
 
 def _watched(
@@ -200,6 +213,7 @@ class _Answers:
         except OSError as error:
             self.refused = error
             return False
+        connections.about_to_go(self._tools.paths, self._service_id, self._image_id)
         return True
 
     def given_to(self, stage: str) -> None:
@@ -223,6 +237,7 @@ def _converse(
     work: Path,
     read_from: Path,
     data: putback.PutBack,
+    closed: bool,
 ) -> Process | None:
     """Send CRIU the request, let nothing run before all of the image is verified, and return its init."""
     image = tools.paths.image(image_id)
@@ -244,10 +259,7 @@ def _converse(
             opts.root = str(tools.paths.empty_root)
             opts.rst_sibling = True
             opts.external.extend(criu.external_for_restore(facts["mounts"]))
-            # Connections that have moved on since would only hang at both ends.
-            options = facts.get("options")
-            closed = isinstance(options, dict) and options.get("tcp_close") is True
-            if closed or connections.are_stale(tools.paths, service_id, image_id):
+            if closed:
                 opts.tcp_established = False
                 opts.tcp_close = True
             opts.inherit_fd.add(key=f"pipe:[{facts['pipe']}]", fd=LOG_FD)
@@ -281,7 +293,12 @@ def _changes(image: Path, facts: Mapping[str, Any], restored: Sequence[str]) -> 
 
 
 def _what_is_left(tools: Tools, service_id: str, image_id: str) -> str:
-    """Return a sentence to add, once the supervisor has ended all that had been restored."""
+    """Return a sentence to add, once all that was restored has ended; no rule is left of what has begun."""
+    if connections.went(tools.paths, service_id, image_id):
+        return (
+            " No process, mount or firewall rule of it is left; its clients' connections are no longer held"
+            " for the image, and the next restore closes them."
+        )
     if not connections.are_awaited(tools.paths, service_id, image_id):
         return " No process, mount or firewall rule of it is left."
     held = "still" if connections.are_held(tools.paths, service_id) else "no longer"
