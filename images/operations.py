@@ -103,10 +103,10 @@ def request_verify(image: Image, *, actor: Actor, source: str) -> Job:
     return request(JobKind.VERIFY_IMAGE, image, actor=actor, source=source, clash={JobKind.DELETE_IMAGE})
 
 
-def request_delete(image: Image, *, actor: Actor, source: str, force: bool = False) -> Job:
+def request_delete(image: Image, *, actor: Actor, source: str, force: bool = False, why: str = "") -> Job:
     """Ask to delete an image's files and its row.
 
-    force: also if the image is all there is of a dumped service.
+    force: also if the image is all there is of a dumped service. why: what the job's first event says.
     Raises Problem image_in_use while a job uses it, image_is_service without `force`.
     """
     require_admin(actor, "delete an image")
@@ -119,7 +119,7 @@ def request_delete(image: Image, *, actor: Actor, source: str, force: bool = Fal
             "Restore the service first, or delete the image with --force if it may be lost.",
             details={"service": service.pk},
         )
-    return request(JobKind.DELETE_IMAGE, image, actor=actor, source=source, clash=set(JobKind))
+    return request(JobKind.DELETE_IMAGE, image, actor=actor, source=source, clash=set(JobKind), why=why)
 
 
 def rename(image: Image, name: str, actor: Actor, source: str = "") -> Image:
@@ -225,6 +225,7 @@ def request(
     source: str,
     clash: set[JobKind],
     options: dict[str, Any] | None = None,
+    why: str = "",
 ) -> Job:
     """Ask for a job on an image and no service. clash: kinds of jobs that must not work on it meanwhile."""
     require_operator(actor)
@@ -237,6 +238,7 @@ def request(
             image_id=current.pk,
             service_ref=current.service_ref,
             options=options,
+            why=why,
             actor=actor,
             source=source,
         )

@@ -32,7 +32,7 @@ ACTIONS = (
     "refused",
 )
 TARGETS = ("service", "image", "job", "node", "user", "role", "token")
-SOURCES = ("web", "api", "mhctl", "manage", "agent")
+SOURCES = ("web", "api", "mhctl", "manage", "agent", "schedule")
 
 address: ContextVar[str] = ContextVar("address", default="")
 """Where this request comes from: an IP address, "unix" for the node's own socket, "" for no request."""

@@ -57,7 +57,7 @@ def request_create(
     privileges, limits: see confinement.py.
     restore_on_boot: come back from the newest sound image when the node is started anew; be dumped and
     restored where no supervisor can take over.
-    source: web, api, mhctl, manage or agent.
+    source: web, api, mhctl, manage, agent or schedule.
     Raises Problem bad_input, name_taken, not_allowed.
     """
     require_operator(actor)
@@ -161,7 +161,7 @@ def request_dump(service: Service, *, actor: Actor, source: str, why: str = "", 
     """Ask for an image of a running service, which is gone from the process table afterwards unless
     `leave_running`. The image's id is already on the job (`image_id`).
 
-    why: what the job's first event says, where nobody has asked for it. options: those of criu_options.py.
+    options: those of criu_options.py. why: as for `new_job`.
     """
     return _request(
         JobKind.DUMP,
@@ -336,7 +336,12 @@ def new_job(
         target_kind=about[0] if about[1] else "node",
         target_id=about[1] or node.name,
         outcome=AuditOutcome.ASKED,
-        detail={"job": job.pk, **({"image": image_id} if image_id else {}), **(options or {})},
+        detail={
+            "job": job.pk,
+            **({"image": image_id} if image_id else {}),
+            **({"why": why} if why else {}),
+            **(options or {}),
+        },
     )
     transaction.on_commit(lambda: enqueue.announce_new(job))
     return job
