@@ -6,7 +6,7 @@ from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 
 from images import operations
-from images.models import Image, ImageContents
+from images.models import Image, ImageContents, Schedule
 from services.admin import ReadOnly, ask, confirmed
 from services.states import KINDS, JobKind
 
@@ -43,6 +43,13 @@ class ImageAdmin(ReadOnly):
     list_filter = ("status", "node")
     list_select_related = ("service", "node")
     search_fields = ("id", "name", "service_ref")
+
+
+@admin.register(Schedule)
+class ScheduleAdmin(ReadOnly):
+    list_display = ("service", "every", "cron", "keep", "made_by", "next_at", "last_at", "skipped")
+    list_select_related = ("service",)
+    search_fields = ("service__id", "service__name")
 
 
 @admin.register(ImageContents)

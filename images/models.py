@@ -102,6 +102,32 @@ class Image(models.Model):
         return self.status == ImageState.DAMAGED.value
 
 
+class Schedule(models.Model):
+    """When a service is dumped without anybody asking; written by schedules.py alone.
+
+    every: seconds, or cron: five fields, in UTC. keep: how many of its images stay. next_at: when it is due.
+    last_at: when it was due last; skipped: why nothing was asked for then. last_job: the last that it asked
+    for; settled: whether what follows from the end of that has been done.
+    """
+
+    service = models.OneToOneField(
+        Service, on_delete=models.CASCADE, primary_key=True, related_name="schedule"
+    )
+    every = models.PositiveIntegerField(null=True, blank=True)
+    cron = models.CharField(max_length=200, blank=True, default="")
+    keep = models.PositiveIntegerField()
+    made_by = models.CharField(max_length=150, blank=True, default="")
+    made_at = models.DateTimeField()
+    next_at = models.DateTimeField(db_index=True)
+    last_at = models.DateTimeField(null=True, blank=True)
+    last_job = models.CharField(max_length=32, blank=True, default="")
+    skipped = models.TextField(blank=True, default="")
+    settled = models.BooleanField(default=True)
+
+    def __str__(self) -> str:
+        return f"schedule of {self.service_id}"
+
+
 class ImageContents(models.Model):
     """What the worker read out of CRIU's files, once; data: as worker/inspecting.py tells it.
 

@@ -196,6 +196,15 @@ NOUNS: dict[str, list[Verb]] = {
             RESTORE_ON_BOOT,
             Option("--no-restore-on-boot", "", "leave it where it is after a boot"),
         ),
+        Verb(
+            "schedule",
+            "SERVICE",
+            "dump a service at set times without ending it; without options, show its schedule",
+            Option("--every", "TIME", "the time between two dumps (90s, 30m, 1h, 2d)"),
+            Option("--cron", "EXPRESSION", 'when to dump, such as "0 3 * * *", in UTC'),
+            Option("--keep", "N", "keep so many of the images that it makes (default: 3)", number=True),
+            Option("--off", "", "take the schedule away; its images stay"),
+        ),
         Verb("rename", "SERVICE NEW_NAME", 'give a service another name ("" for none)'),
         Verb(
             "delete",

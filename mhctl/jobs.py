@@ -205,7 +205,7 @@ def describe(thing: Json, *, skip: tuple[str, ...] = ()) -> str:
     return fields(pairs)
 
 
-TIMES = frozenset(("created", "changed", "started", "queued", "finished", "ctime"))
+TIMES = frozenset(("created", "changed", "started", "queued", "finished", "ctime", "made", "next", "last"))
 
 
 def wait_for_job(parsed: Parsed) -> None:

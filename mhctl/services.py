@@ -260,6 +260,22 @@ def change(parsed: Parsed) -> None:
         put(f"{service['object_id']}\n")
 
 
+def schedule(parsed: Parsed) -> None:
+    """`mhctl service schedule`: prints the service's id, or the schedule if nothing is to be changed."""
+    options = parsed.options
+    body = {name: options[name] for name in ("every", "cron", "keep") if given_at_all(options[name])}
+    if options["off"] and body:
+        raise UsageError("The option --off goes with no other.")
+    method = "DELETE" if options["off"] else "PUT" if body else "GET"
+    found = client_of(parsed).call(method, path_of(parsed, "/schedule"), body=body or None)
+    if options["json"]:
+        put_json(found)
+    elif method == "GET":
+        put(describe(found, skip=("every", "cron")))
+    else:
+        put(f"{found['object_id']}\n")
+
+
 def rename(parsed: Parsed) -> None:
     """`mhctl service rename`."""
     service = client_of(parsed).call("PATCH", path_of(parsed), body={"name": parsed.operands[1]})
@@ -289,6 +305,7 @@ VERBS: dict[str, Callable[[Parsed], None]] = {
     "logs": logs,
     "top": top,
     "set": change,
+    "schedule": schedule,
     "rename": rename,
     "delete": delete,
 }

@@ -12,6 +12,7 @@ from ninja.openapi.schema import OpenAPISchema
 
 from images.api import router as images
 from images.contents_api import router as image_contents
+from images.schedules_api import router as schedules
 from services.api import router as services
 from services.authentication import TokenOrSession
 from services.problems import Problem, bad_input, database_away, internal_error, not_allowed
@@ -68,6 +69,7 @@ api = DescribedAPI(
 api.add_router("", services)
 api.add_router("", images)
 api.add_router("", image_contents)
+api.add_router("", schedules)
 
 
 def problem_response(problem: Problem) -> HttpResponse:

@@ -66,9 +66,9 @@ def worker_part(launcher: Launcher) -> PartSpec:
 
 
 def scheduler_part(launcher: Launcher) -> PartSpec:
-    """Celery's beat, with its table in the database."""
+    """Celery's beat, which asks for the dumps that schedules in the database want."""
     argv = [launcher.python_for(as_user=True), *CELERY, "beat"]
-    argv += ["-S", "django", "--loglevel", "INFO"]
+    argv += ["-S", "images.scheduler.Scheduler", "--loglevel", "INFO"]
     env = launcher.environment(as_user=True)
     return PartSpec(name="scheduler", argv=launcher.wrap(argv, as_user=True), env=env)
 

@@ -23,7 +23,7 @@ _LOOKED_AT = (
         f"services.view_{model}"
         for model in ("node", "service", "job", "jobevent", "serviceevent", "auditevent")
     ),
-    "images.view_image",
+    *(f"images.view_{model}" for model in ("image", "schedule")),
 )
 # Whoever edits users can make a superuser of himself: the role admin is as strong as that.
 _EDITED = (

@@ -69,7 +69,7 @@ def test_a_socket_for_every_user_is_refused(folder: Path) -> None:
     [
         ["-m", "miehistod.main"],
         ["-m", "celery", "-A", "miehisto_web.celery", "worker", "-P", "solo"],
-        ["-m", "celery", "-A", "miehisto_web.celery", "beat", "-S", "django"],
+        ["-m", "celery", "-A", "miehisto_web.celery", "beat", "-S", "images.scheduler.Scheduler"],
         ["-c", "import miehisto_web.asgi"],
         ["manage.py", "check"],
     ],

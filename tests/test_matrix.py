@@ -62,6 +62,9 @@ API = {
     "POST /services/{reference}/restart": Row(O, 202, "running"),
     "POST /services/{reference}/dump": Row(O, 202, "running"),
     "POST /services/{reference}/restore": Row(O, 409, "stopped"),  # it was not dumped
+    "GET /services/{reference}/schedule": Row(V, 404, "running"),  # it has none
+    "PUT /services/{reference}/schedule": Row(O, 200, "running", {"every": "1h"}),
+    "DELETE /services/{reference}/schedule": Row(O, 404, "running"),
     "POST /services/{reference}/check": Row(O, 202, "running"),
     "GET /services/{reference}/logs": Row(V, 200, "running"),
     "GET /services/{reference}/now": Row(V, 503, "running"),  # no node answers here
@@ -230,7 +233,7 @@ def ask(client: Client, method: str, path: str, body: dict[str, Any] | None, *, 
     if form:
         answer = client.generic(method, path) if body is None else client.post(path, body)
     else:
-        text = json.dumps(body or {}) if method in {"POST", "PATCH"} else ""
+        text = json.dumps(body or {}) if method in {"POST", "PUT", "PATCH"} else ""
         answer = client.generic(method, path, text, content_type="application/json")
     if answer.status_code == 302 and answer["Location"].startswith("/login/?next="):
         return 401
@@ -374,7 +377,7 @@ def test_a_session_changes_nothing_without_the_csrf_token() -> None:
         address = re.sub(r"\{\w+\}", named.get(row.of, "0"), path)
         api_ = path.startswith("/api/")
         body = json.dumps(row.body or {}) if api_ else ""
-        for method in ("POST", "PATCH", "DELETE"):
+        for method in ("POST", "PUT", "PATCH", "DELETE"):
             answer = browser.generic(method, address, body, content_type="application/json")
             assert answer.status_code in {403, 404, 405}, (method, path, answer.content)
     assert Job.objects.count() == before
