@@ -18,10 +18,11 @@ from django.views.decorators.http import require_http_methods, require_POST
 from dashboard.actions import IMAGE_ACTIONS, SERVICE_ACTIONS, Action, Option
 from dashboard.rights import Rights
 from images import operations as image_operations
+from images import schedules
 from images.models import Image
 from images.retrying import request_retry
 from services import operations
-from services.actors import require_operator
+from services.actors import Actor, require_operator
 from services.lookup import find_job, find_service
 from services.models import Job, Service
 from services.problems import Problem, bad_input
@@ -32,12 +33,24 @@ R = TypeVar("R")
 View = Callable[..., HttpResponse]
 
 
+def _schedule(service: Service, *, actor: Actor, source: str, **wish: Any) -> Service:
+    """Give a service the schedule that its dialog says; none where no time is in it."""
+    if wish["every"] or wish["cron"]:
+        schedules.put(
+            service, actor=actor, source=source, **{name: each for name, each in wish.items() if each}
+        )
+    else:
+        schedules.remove(service, actor=actor, source=source)
+    return service
+
+
 _FOR_SERVICES: dict[str, Callable[..., Job | Service]] = {
     "change": partial(operations.change, restore_on_boot=False),  # what a box says that is not ticked
     "start": operations.request_start,
     "stop": operations.request_stop,
     "restart": operations.request_restart,
     "dump": operations.request_dump,
+    "schedule": _schedule,
     "delete": operations.request_delete_service,
 }
 _FOR_IMAGES: dict[str, Callable[..., Job | Image]] = {
@@ -196,7 +209,12 @@ def _hindrance(described: Action, subject: Service | Image) -> str:
 
 
 def _filled(described: Action, subject: Service | Image, query: QueryDict) -> dict[str, str]:
-    """Return what is in the fields that a remedy leads to (?fill=NAME,…); folders are the service's own."""
+    """Return what is in the fields: that of the schedule that it has; what a remedy leads to (?fill=NAME,…).
+
+    Folders are the service's own.
+    """
+    if described.name == "schedule":
+        return schedules.as_typed(subject.pk)
     asked = query.get("fill", "").split(",")
     folder = subject.cwd if isinstance(subject, Service) and subject.cwd != "/" else ""
     return {
@@ -220,7 +238,7 @@ def options_of(described: Action, given: QueryDict) -> dict[str, Any]:
         if option.kind == "check":
             if text == "on":
                 options[option.name] = True
-        elif option.kind == "name":
+        elif option.kind in {"name", "text"}:
             options[option.name] = text
         elif option.kind == "folders":
             options[option.name] = text.split()
@@ -230,8 +248,10 @@ def options_of(described: Action, given: QueryDict) -> dict[str, Any]:
 
 
 def _number(option: Option, text: str) -> float | int:
-    """Return seconds, or bytes of what was typed as MiB."""
+    """Return seconds, a count, or bytes of what was typed as MiB."""
     try:
+        if option.kind == "count":
+            return int(text)
         value = float(text)
         return int(value * 2**20) if option.kind == "mebibytes" else value
     except (ValueError, OverflowError):

@@ -10,9 +10,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Option:
-    """A field of a dialog. kind: check, seconds, mebibytes, folders or name. help: one sentence.
+    """A field of a dialog. kind: check, seconds, mebibytes, count, folders, text or name. help: one sentence.
 
-    rare: it is shown only when asked for, for few need it.
+    rare: it is shown only when asked for, for few need it. example: what stands in an empty one.
     """
 
     name: str
@@ -20,6 +20,7 @@ class Option:
     help: str
     kind: str = "check"
     rare: bool = False
+    example: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ _FOR_SERVICES = (
                 "It stays frozen while they are copied, and a restore puts them back as they were.",
                 "folders",
                 rare=True,
+                example="/var/lib/app",
             ),
             _TCP_CLOSE,
             Option(
@@ -111,6 +113,7 @@ _FOR_SERVICES = (
                 "Folders, with spaces between, in which files that it watches (inotify) are searched.",
                 "folders",
                 rare=True,
+                example="/var/lib/app",
             ),
             Option(
                 "freeze_timeout",
@@ -175,6 +178,45 @@ _FOR_SERVICES = (
                 "From its newest image that is sound, when the node was started anew."
                 " Also if its supervisor was killed and none can take over: then it is dumped first.",
             ),
+        ),
+    ),
+    Action(
+        "schedule",
+        "Schedule of {}",
+        "Save",
+        (
+            (
+                "What happens",
+                (
+                    "At these times it is dumped and left running: it stands still for a moment, and its "
+                    "clients stay connected. If it doesn't run then, or a job works on it, that time is "
+                    "skipped."
+                ),
+            ),
+            (
+                "Its images",
+                (
+                    "Once a new one is sealed, older ones of the schedule are deleted. What somebody has "
+                    "dumped or named stays."
+                ),
+            ),
+        ),
+        (
+            Option(
+                "every",
+                "Every",
+                "The time between two dumps: 90s, 30m, 1h, 2d. With both fields empty it has no schedule.",
+                "text",
+                example="1h",
+            ),
+            Option(
+                "cron",
+                "Or at times of day",
+                "Minute, hour, day of the month, month, day of the week (0-6), in UTC; all five must fit.",
+                "text",
+                example="0 3 * * *",
+            ),
+            Option("keep", "Images to keep", "Of those that the schedule makes; 3 if left empty.", "count"),
         ),
     ),
     Action(

@@ -15,7 +15,8 @@ from dashboard.life import MOST_IMAGES, SPANS, life_line
 from dashboard.page import Context, Look, Moved, page
 from dashboard.tables import Column, Filter, Order, begins, search_of, table
 from dashboard.usage import last_hour
-from images.models import Image
+from images import schedules, timing
+from images.models import Image, Schedule
 from services import logs
 from services.loads import FRESH
 from services.lookup import find_service
@@ -146,6 +147,7 @@ def service(look: Look, reference: str) -> Context:
         "life": life_line(found, images, span if span in SPANS else ""),
         "spans": SPANS,
         "usage": last_hour(found),
+        "schedule": _schedule_of(found),
         "images": images[:IMAGES_SHOWN],
         "images_more": len(images) > IMAGES_SHOWN,
         # Each dialog of a dump makes dry runs; among the few shown they would hide what was done.
@@ -153,6 +155,16 @@ def service(look: Look, reference: str) -> Context:
         .exclude(kind=JobKind.CHECK_SERVICE)
         .defer("traceback", "result", "error_lines")[:JOBS_SHOWN],
     }
+
+
+def _schedule_of(service: Service) -> Context | None:
+    """Return when a service is dumped by itself, and what came of the last time; None for never."""
+    schedule = Schedule.objects.filter(service=service).first()
+    if schedule is None:
+        return None
+    outcome, reason = schedules.outcome_of(schedule)
+    when = timing.in_words(schedule.every, schedule.cron)
+    return {"row": schedule, "when": when, "outcome": outcome, "reason": reason}
 
 
 @page("services/logs.html", here="services", log=True)

@@ -108,10 +108,7 @@ def of(service: Service) -> Schedule:
 
 def schedule_object(schedule: Schedule) -> dict[str, Any]:
     """A schedule as the API shows it: what was asked for, when it is due next, what came of the last time."""
-    job = Job.objects.filter(pk=schedule.last_job).first()
-    outcome, reason = (job.status, job.error_message) if job else ("", "")
-    if schedule.skipped:
-        outcome, reason = "skipped", schedule.skipped
+    outcome, reason = outcome_of(schedule)
     return {
         "object_id": schedule.service_id,
         "every": schedule.every,
@@ -126,6 +123,23 @@ def schedule_object(schedule: Schedule) -> dict[str, Any]:
         "reason": reason,
         "job": schedule.last_job or None,
     }
+
+
+def outcome_of(schedule: Schedule) -> tuple[str, str]:
+    """Return what came of the last time that it was due, and why: skipped, or a job's state; "" for never."""
+    if schedule.skipped:
+        return "skipped", schedule.skipped
+    job = Job.objects.filter(pk=schedule.last_job).only("status", "error_message").first()
+    return (job.status, job.error_message) if job else ("", "")
+
+
+def as_typed(service_id: str) -> dict[str, str]:
+    """Return what somebody would type for the schedule that a service has, by the arguments of `put`."""
+    schedule = Schedule.objects.filter(service=service_id).first()
+    if schedule is None:
+        return {"keep": str(KEEP)}
+    every = "" if schedule.every is None else timing.spelled(schedule.every)
+    return {"every": every, "cron": schedule.cron, "keep": str(schedule.keep)}
 
 
 def look(node_name: str) -> None:

@@ -68,11 +68,14 @@ def next_time(every: int | None, cron: str, after: datetime, due: datetime | Non
 
 
 def in_words(every: int | None, cron: str) -> str:
-    """Return it as a person would type it: "every 1h", "at 0 3 * * * UTC"."""
-    if every is None:
-        return f"at {cron} UTC"
+    """Return it in words: "every 1h", "at 0 3 * * * UTC"."""
+    return f"at {cron} UTC" if every is None else f"every {spelled(every)}"
+
+
+def spelled(every: int) -> str:
+    """Return seconds as a person would type them: "90s", "1h"."""
     unit = next(unit for unit, seconds in UNITS.items() if every % seconds == 0)
-    return f"every {every // UNITS[unit]}{unit}"
+    return f"{every // UNITS[unit]}{unit}"
 
 
 def _next_of_cron(cron: str, after: datetime) -> datetime:

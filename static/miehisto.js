@@ -18,12 +18,21 @@
     return null;
   }
 
+  function ahead(seconds) {
+    if (seconds < 1) return "now";
+    for (const [below, unit, word] of STEPS) {
+      if (seconds < below) return "in " + Math.floor(seconds / unit) + " " + word;
+    }
+    return null;
+  }
+
   function tellTimes(root) {
     const now = Date.now();
-    for (const time of all("time[data-ago]", root)) {
+    for (const time of all("time[data-ago], time[data-due]", root)) {
       const at = new Date(time.dateTime);
       if (!time.title) time.title = at.toLocaleString() + " (" + time.textContent.trim() + " UTC)";
-      const text = ago((now - at.getTime()) / 1000) || at.toLocaleDateString();
+      const seconds = (now - at.getTime()) / 1000;
+      const text = ("due" in time.dataset ? ahead(-seconds) : ago(seconds)) || at.toLocaleDateString();
       if (time.textContent !== text) time.textContent = text;
     }
   }

@@ -100,6 +100,7 @@ def test_every_dialog_is_accessible(stack: Stack, ids: dict[str, str], page: Pag
         (web, "Dump", "Yes: nothing was found"),
         (web, "Restart", "run again from the beginning"),
         (web, "Stop", "SIGTERM"),
+        (web, "Schedule", "Images to keep"),
         (web, "Change", "Restore it after a boot"),
         (web, "Delete", "Stop it first"),
         (writer, "Restore", "Even if its files have changed"),

@@ -18,7 +18,7 @@ from django.utils import timezone
 from dashboard.axis import Axis
 from dashboard.changes import Changes
 from images import operations as operations_of_images
-from images.models import Image
+from images.models import Image, Schedule
 from services import inspection, operations
 from services.auditing import record_audit
 from services.models import AuditEvent, Job, Service
@@ -206,6 +206,34 @@ def test_what_a_service_is_changes_by_one_dialog(admin: Client) -> None:
         assert [(event.action, event.detail) for event in new] == told
         checked = re.search(r'id="f-restore_on_boot"[^>]* checked', text_of(admin, address))
         assert bool(checked) is kept[1]
+
+
+def test_a_schedule_is_given_and_taken_by_one_dialog_and_the_page_shows_it(admin: Client) -> None:
+    service = running_service("web")
+    page, address = f"/services/{service.pk}/", f"/services/{service.pk}/schedule/"
+    assert "Dumped by itself" not in text_of(admin, page)
+    for sent, when, keep in (
+        ({"every": "90s", "cron": "", "keep": "2"}, "every 90s", 2),
+        ({"every": "", "cron": "0 3 * * *", "keep": ""}, "at 0 3 * * * UTC", 3),
+    ):
+        assert admin.post(address, sent)["Location"] == page
+        shown = text_of(admin, page)
+        assert f"{when}; {keep} images kept" in shown
+        assert "Last time" not in shown
+        dialog = text_of(admin, address)
+        for name, value in (sent | {"keep": str(keep)}).items():
+            assert re.search(rf'name="{name}"( value="{re.escape(value)}"| placeholder| min)', dialog), name
+    admin.post(address, {"every": "1s", "cron": "", "keep": "2"})
+    admin.post(address, {"every": "1h", "cron": "", "keep": "many"})
+    assert "at 0 3 * * * UTC" in text_of(admin, page)
+
+    Schedule.objects.update(last_at=timezone.now(), skipped="Service web is stopped, not running.")
+    shown = text_of(admin, page)
+    assert "skipped" in shown
+    assert "Service web is stopped, not running." in shown
+    admin.post(address, {"every": "", "cron": "", "keep": "3"})
+    assert "Dumped by itself" not in text_of(admin, page)
+    assert not Schedule.objects.exists()
 
 
 def test_only_images_that_nobody_would_miss_are_proposed_and_only_to_admins(admin: Client) -> None:

@@ -126,6 +126,7 @@ PAGES = {
     "POST /services/{reference}/stop/": Row(O, 302, "running"),
     "POST /services/{reference}/restart/": Row(O, 302, "running"),
     "POST /services/{reference}/dump/": Row(O, 302, "running"),
+    "POST /services/{reference}/schedule/": Row(O, 302, "running", {"every": "1h"}),
     "POST /services/{reference}/change/": Row(O, 302, "running"),
     "POST /services/{reference}/delete/": Row(A, 302, "stopped"),
     "POST /services/check-command/": Row(O, 200, body={"command": "/bin/true", "user": "nobody"}),

@@ -84,6 +84,13 @@ def when(at: datetime | None) -> SafeString:
     )
 
 
+@register.simple_tag
+def due(at: datetime) -> SafeString:
+    """Show a moment that is to come; with JavaScript it becomes "in 3 min"."""
+    moment = at.isoformat(timespec="milliseconds")
+    return format_html('<time datetime="{}" data-due>{}</time>', moment, at.strftime("%Y-%m-%d %H:%M:%S"))
+
+
 @register.filter
 def size(count: int | None) -> str:
     """Return bytes as people read them, e.g. 21.4 MiB."""
