@@ -31,11 +31,6 @@ _EDITED = (
     "auth.view_group",
     *(f"axes.{verb}_accessattempt" for verb in ("view", "delete")),
     *(f"services.{verb}_apitoken" for verb in ("view", "change", "delete")),
-    *(
-        f"django_celery_beat.{verb}_{model}"
-        for verb in ("view", "add", "change", "delete")
-        for model in ("periodictask", "intervalschedule", "crontabschedule", "clockedschedule")
-    ),
 )
 
 ROLES: dict[str, tuple[str, ...]] = {
