@@ -1,4 +1,4 @@
-"""The pool's processes are forked from one in which the agent, a thread, uses the database."""
+"""The pool's processes are forked from one whose agent, a thread, uses the database and holds locks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from worker import forks
+from worker import forks, locks
 
 
 def connect(database: Path) -> sqlite3.Connection:
@@ -51,3 +51,36 @@ def test_a_process_that_is_forked_meanwhile_can_write_to_the_database(tmp_path: 
     with connect(database) as again:
         assert again.execute("SELECT who FROM seen").fetchall() == [("the agent",), ("the pool",)]
     again.close()
+
+
+@pytest.mark.filterwarnings("ignore:This process.*fork:DeprecationWarning")
+def test_a_process_that_is_forked_meanwhile_holds_no_lock(tmp_path: Path) -> None:
+    """The agent takes a service over while a process of the pool is replaced, which then kept the lock."""
+    path = tmp_path / "job.lock"
+    holding, ending = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with locks.held(path), locks.waited_for(tmp_path / "another.lock"):
+            holding.set()
+            ending.wait(10)
+
+    agent = threading.Thread(target=hold)
+    agent.start()
+    assert holding.wait(10)
+    awaited, end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(end)
+        os.read(awaited, 1)
+        os._exit(0)
+    os.close(awaited)
+    try:
+        with locks.held(path) as taken:
+            assert taken is None, "the agent has it still"
+        ending.set()
+        agent.join()
+        with locks.held(path, 10) as taken, locks.held(tmp_path / "another.lock", 10) as other:
+            assert taken is not None and other is not None
+    finally:
+        os.close(end)
+        os.waitpid(child, 0)

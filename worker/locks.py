@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # runmh, which holds a lock as long as it lives, stays small 
     from pathlib import Path
 
 _LOOK_EVERY = 0.01
+_held: set[int] = set()
+"""Descriptors of this process's locks, which a process that it forks shall not have."""
 
 
 def take(path: str | Path) -> int | None:
@@ -22,10 +24,11 @@ def take(path: str | Path) -> int | None:
         The descriptor that holds the lock until it is closed, or None if another process has it.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    _held.add(descriptor)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(descriptor)
+        _let_go(descriptor)
         return None
     return descriptor
 
@@ -34,11 +37,12 @@ def take(path: str | Path) -> int | None:
 def waited_for(path: str | Path) -> Iterator[None]:
     """Hold the lock file `path` for the block, waiting until nobody else has it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    _held.add(descriptor)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(descriptor)
+        _let_go(descriptor)
 
 
 @contextmanager
@@ -62,4 +66,20 @@ def held(path: str | Path, patience: float = 0.0) -> Iterator[int | None]:
         yield descriptor
     finally:
         if descriptor is not None:
-            os.close(descriptor)
+            _let_go(descriptor)
+
+
+def _let_go(descriptor: int) -> None:
+    if descriptor in _held:
+        _held.remove(descriptor)
+        os.close(descriptor)
+
+
+def _in_child() -> None:
+    """Let go in a process that was forked: it would hold the lock of another thread for its lifetime."""
+    for descriptor in list(_held):
+        _let_go(descriptor)
+
+
+# Who is handed a lock on purpose is started as a program, and does not come by here.
+os.register_at_fork(after_in_child=_in_child)
