@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import UTC, datetime
 
 from tests.faults import promise
 from tests.faults.campaign import Broken, Campaign
 from tests.faults.kept import Kept
 from tests.faults.lab import Lab
 from tests.faults.replay import contradictions
-from tests.stack import Reply
+from tests.stack import Reply, eventually
 
 SERVICES = 10
 CLIENTS = 8
 OPERATORS = ("anna", "ben")
 SCHEDULED = 20
-"""Of so many operations one is a schedule's; the other clients have the operators' tokens."""
+"""For so many operations all services' schedules are due once; the clients have the operators' tokens."""
 REFUSALS = {403, 404, 409, 422}
 """What a client is told whose wish cannot be: an admin's, gone, busy, not in that state."""
 
@@ -102,26 +105,29 @@ class Crowd:
                 raise Broken(f"an operator has deleted an image: {reply}")
             return kind, reply
 
-    def schedule(self, wishes: int) -> tuple[list[Reply], list[Asked]]:
-        """Ask for dumps by manage.py, as cron does, and delete older images; return as `operator` does."""
-        chances = random.Random(f"{self.seed}:crowd:schedule")
+    def schedule(self, times: int) -> tuple[list[Reply], list[Asked]]:
+        """Give each service a schedule that keeps one image, and let all be due so often; return as
+        `operator` does, with what the schedules asked for.
+        """
         replies: list[Reply] = []
         granted: list[Asked] = []
-        for number in range(wishes):
-            images = self.lab.api("GET", "images").body if number % 2 else []
-            if images:
-                reply = self.lab.api("DELETE", f"images/{images[-1]['object_id']}")
-                replies.append(reply)
-                if reply.status == 202:
-                    granted.append(("root", "api", reply.body["kind"], reply.body["object_id"]))
-                continue
-            service = chances.choice(self.services)
-            done = self.lab.manage("dump", service, "--leave-running", "--no-wait", check=False)
-            if done.code == 0:
-                granted.append(("root", "manage", "dump", done.out.strip()))
-            refused = done.code == 1 and "remedy:" in done.err
-            replies.append(Reply(202 if done.code == 0 else 409 if refused else 500, done.err))
-        return replies, granted
+        for service in self.services:
+            replies.append(self.lab.api("PUT", f"services/{service}/schedule", {"every": "1h", "keep": 1}))
+            granted.append(("root", "api", "set", service))
+        for _ in range(times):
+            now = str(datetime.now(UTC).replace(tzinfo=None))
+            with closing(sqlite3.connect(self.lab.folder / "state/database/db.sqlite3", timeout=30)) as rows:
+                rows.execute("UPDATE images_schedule SET next_at = ?", (now,))
+                rows.commit()
+            time.sleep(0.5)
+        busy = "SELECT count(*) FROM images_schedule WHERE last_at IS NULL OR NOT settled"
+        if not eventually(lambda: promise.rows(self.lab, busy) == [(0,)], 60):
+            raise Broken("the schedules come to no end")
+        asked = "SELECT requested_by, source, kind, id FROM services_job WHERE source = 'schedule'"
+        jobs = [tuple(row) for row in promise.rows(self.lab, asked)]
+        if not jobs:
+            raise Broken("no schedule has asked for anything")
+        return replies + [Reply(202, job) for job in jobs], granted + jobs
 
     def on_record(self) -> list[Asked]:
         """Return who asked for what by the audit, since the crowd came."""
@@ -136,7 +142,7 @@ def test_a_crowd_brings_nothing_out_of_order(lab: Lab, campaign: Campaign) -> No
     asked = campaign.rounds(40, 500)
     what = (
         f"{asked} random operations by {CLIENTS} clients at once on {SERVICES} services: two operators, each"
-        " with several clients, and a schedule. Who asked for what is compared with the audit"
+        " with several clients, and a schedule of each service. Who asked for what is compared with the audit"
     )
     with campaign.fault("a crowd", what) as fault:
         before = promise.host(lab)
