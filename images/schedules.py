@@ -10,6 +10,7 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.db import Error as DatabaseAway
 from django.db import transaction
 from django.db.models import Q
 from django.utils import timezone
@@ -150,13 +151,22 @@ def look(node_name: str) -> None:
     schedules = Schedule.objects.filter(wanting, service__node__name=node_name)
     for schedule in schedules.select_related("service__node"):
         with concerning(service=schedule.service_id):
-            if not schedule.settled:
-                _settle(schedule)
-            if schedule.next_at <= now:
-                with suppress(Problem):  # its service is gone by now, and it with that
-                    _run(schedule, now)
-            elif max(schedule.made_at, schedule.last_at or schedule.made_at) > future:
-                _follow_clock(schedule, now)
+            try:
+                _attend_to(schedule, now)
+            except DatabaseAway:
+                raise
+            except Exception:  # the others must not wait for the one that is at fault
+                log.exception("the schedule of %s failed, and is tried again", schedule.service)
+
+
+def _attend_to(schedule: Schedule, now: datetime) -> None:
+    if not schedule.settled:
+        _settle(schedule)
+    if schedule.next_at <= now:
+        with suppress(Problem):  # its service is gone by now, and it with that
+            _run(schedule, now)
+    elif max(schedule.made_at, schedule.last_at or schedule.made_at) > now + _SET_BACK:
+        _follow_clock(schedule, now)
 
 
 def _run(schedule: Schedule, now: datetime) -> None:

@@ -210,6 +210,19 @@ def test_missed_times_are_one_dump_once_the_worker_is_there() -> None:
     assert timedelta() < schedules.of(service).next_at - timezone.now() <= timedelta(seconds=10)
 
 
+def test_a_schedule_at_fault_does_not_hold_up_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    first, second = sorted(
+        (running_service("one"), running_service("two", pid=4343)), key=lambda each: each.pk
+    )
+    scheduled(first)
+    scheduled(second)
+    # As after a change of what expressions may be.
+    Schedule.objects.filter(service=first).update(every=None, cron="@daily * * * *")
+    look()
+    assert (len(dumps(first)), len(dumps(second))) == (0, 1)
+    assert f"the schedule of {first} failed" in caplog.text
+
+
 def test_another_node_s_schedule_is_left_alone() -> None:
     service = running_service("web")
     scheduled(service)
