@@ -101,7 +101,7 @@ def pages() -> dict[tuple[str, int], str]:
     import django
 
     from miehistod.main import USAGE
-    from worker.runmh.main import USAGE as RUNMH
+    from worker.runmh.order import USAGE as RUNMH
 
     django.setup()
     setup = [sys.executable, "-m", "scripts.setup_package", "--help"]

@@ -19,6 +19,7 @@ from worker import (
     encryption,
     exporting,
     importing,
+    lines,
     locks,
     manifest,
     preflight,
@@ -135,7 +136,7 @@ class Engine:
             write_json(path, spec)
             self.paths.empty_root.mkdir(mode=0o700, exist_ok=True)
             log = self.paths.log(service_id)
-            said_before = supervision.end_of(log)
+            said_before = lines.end_of(log)
             with self._admitted(policy, service_id):
                 running = supervision.launch(
                     self.paths, "start", service_id, self.tools.tini, self.tools.timeout
@@ -148,7 +149,7 @@ class Engine:
                     "exited_at_once",
                     f"The service ended as soon as it was started ({describe(ended)}).",
                     "Read its last lines; try the command by hand as the same user.",
-                    supervision.last_lines(log, said_before),
+                    lines.last(log, said_before),
                 )
             return running
 

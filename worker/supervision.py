@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from worker import locks, spares
+from worker import lines, locks, spares
 from worker.durable import write_json
 from worker.errors import JobFailed, describe
 from worker.paths import Paths
@@ -98,7 +98,7 @@ class Supervisor:
                 "supervisor_died",
                 "The service's supervisor ended without a word.",
                 f"Read {self._errors}.",
-                last_lines(self._errors, self._before),
+                lines.last(self._errors, self._before),
             )
         state: dict[str, Any] = json.loads(heard)
         return state
@@ -150,7 +150,7 @@ def begin(
     }
     try:
         file = paths.runtime(service_id) / "runmh.err"
-        before = end_of(file)
+        before = lines.end_of(file)
         with file.open("ab") as errors:
             launcher = spares.order(
                 f"{action} {service_id} {paths.run_dir}",
@@ -382,30 +382,3 @@ def _running(state: Mapping[str, Any]) -> Running:
         image=state["image"],
         adopted=bool(state.get("adopted")),
     )
-
-
-def end_of(log: Path) -> tuple[int, int] | None:
-    """Return where a text file ends now, for `last_lines`: its inode and its size; None if it is missing."""
-    try:
-        found = log.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_ino, found.st_size
-
-
-def last_lines(log: Path, before: tuple[int, int] | None = None, count: int = 10) -> list[str]:
-    """Return the last `count` lines of a text file; none if it is missing.
-
-    Args:
-        before: what `end_of` returned once; only what has been written since is read, also if the file was
-            rotated meanwhile.
-    """
-    try:
-        with log.open("rb") as file:
-            start = file.seek(0, os.SEEK_END) - 16384
-            if before is not None and before[0] == os.fstat(file.fileno()).st_ino:
-                start = max(start, before[1])
-            file.seek(max(0, start))
-            return file.read().decode("utf-8", "replace").splitlines()[-count:]
-    except OSError:
-        return []
