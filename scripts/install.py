@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 UNITS = ROOT / "deploy/systemd"
 SETTINGS = ROOT / "deploy/miehisto.env"
 POLICY = ROOT / "deploy/policy.toml.example"
+SERVICES_OWN = ("miehisto-drain.service", "miehisto.slice")
 CONFIG = Path("etc/miehisto")
 MARK = "# From Miehistö's make install, which replaces it; changes belong into `systemctl edit`.\n"
 MANAGE = "miehisto-manage"
@@ -150,9 +151,9 @@ def uninstall(options: argparse.Namespace) -> None:
     if options.destdir == Path("/") and Path("/run/systemd/system").is_dir():
         ours = [path.name for path in units.glob("miehisto*") if path.is_file() and is_own(path)]
         if ours:
-            # The drain is not stopped: that would dump services.
+            # Some are not stopped: that of the drain would dump services, that of their slice end them.
             succeeds(["systemctl", "disable", "miehisto-drain.service", "miehisto.target"])
-            succeeds(["systemctl", "stop", *(name for name in ours if name != "miehisto-drain.service")])
+            succeeds(["systemctl", "stop", *(name for name in ours if name not in SERVICES_OWN)])
     bindir = below(options.destdir, options.bindir)
     removed = links.uninstall(bindir) + uninstall_units(units)
     if (bindir / MANAGE).is_file() and is_own(bindir / MANAGE):

@@ -161,9 +161,9 @@ def test_control_groups_of_version_2(folder: Path) -> None:
     (group / "cgroup.controllers").touch()
     made = {"memory": str(group), "tasks": str(group)}
     cgroups.limit(made, {"memory": 5, "tasks": 7})
-    cgroups.join(made)
+    cgroups.join(made, 9)
     found = {path.name: path.read_text() for path in group.iterdir()}
-    assert found == {"cgroup.controllers": "", "memory.max": "5", "pids.max": "7", "cgroup.procs": "0"}
+    assert found == {"cgroup.controllers": "", "memory.max": "5", "pids.max": "7", "cgroup.procs": "9"}
 
 
 def test_a_container_s_top_group_is_freed_of_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

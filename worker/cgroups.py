@@ -190,14 +190,14 @@ def narrow(groups: Mapping[str, str], limits: Mapping[str, int]) -> None:
         return
 
 
-def join(groups: Mapping[str, str]) -> None:
-    """Put the calling process, and so its children, into a service's groups.
+def join(groups: Mapping[str, str], pid: int) -> None:
+    """Put a process, and so the children that it will have, into a service's groups.
 
     Raises:
         OSError: the kernel refused.
     """
     for folder in groups.values():
-        _write(f"{folder}/cgroup.procs", "0")
+        _write(f"{folder}/cgroup.procs", str(pid))
 
 
 def killed_for_memory(groups: Mapping[str, str]) -> bool:

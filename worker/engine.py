@@ -139,7 +139,7 @@ class Engine:
             said_before = lines.end_of(log)
             with self._admitted(policy, service_id):
                 running = supervision.launch(
-                    self.paths, "start", service_id, self.tools.tini, self.tools.timeout
+                    self.paths, "start", service_id, self.tools.tini, self.tools.timeout, self.tools.title
                 )
             connections.service_runs(self.paths, service_id, "")
             self.step("watching it settle")

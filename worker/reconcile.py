@@ -105,6 +105,11 @@ def _how(state: dict[str, Any], ended: Ended) -> str:
         return "It ended unseen after its supervisor had been killed: no exit status is known."
     if state.get("memory") and ended.exit_signal == signal.SIGKILL:
         return "It was killed by SIGKILL: it wanted more memory than its limit (mhctl service show)."
+    if state.get("told"):
+        return (
+            f"It was ended through its supervisor, which was sent SIGTERM ({describe(ended)}): the end of its"
+            " scope (systemctl stop) or of the host does that."
+        )
     if state.get("whole"):
         return f"Its init was {describe(ended)}, and with it all of its processes."
     return f"It ended by itself ({describe(ended)})."

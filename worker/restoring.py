@@ -102,6 +102,7 @@ def _restore(
                 "limits": json.dumps(facts["spec"].get("limits", {})),
                 "criu": tools.criu,
             },
+            title=tools.title,
         )
     try:
         tools.step("verifying image")
@@ -126,7 +127,9 @@ def _restore(
         told = closed and connections.are_in(image)
         tools.step("restoring, with its connections closed" if told else "restoring")
         with files.waived(image, changes, work / "waived") as read_from:
-            restored = _converse(tools, call, service_id, image_id, facts, work, read_from, data, closed)
+            restored = _converse(
+                tools, call, supervisor, service_id, image_id, facts, work, read_from, data, closed
+            )
     except BaseException as error:
         call.close()
         supervision.give_up(tools.paths, service_id)
@@ -182,12 +185,14 @@ class _Answers:
     def __init__(
         self,
         tools: Tools,
+        supervisor: supervision.Supervisor,
         service_id: str,
         image_id: str,
         verdict: Future[list[str]],
         data: putback.PutBack,
     ) -> None:
         self._tools = tools
+        self._supervisor = supervisor
         self._service_id = service_id
         self._image_id = image_id
         self._verdict = verdict
@@ -200,6 +205,9 @@ class _Answers:
         """Answer; nothing runs before CRIU has heard so at its stage "post-restore"."""
         if pid and self._init is None:
             self._init = Process.of(pid)
+        # The first process is about to be forked, and so to be born where CRIU is.
+        if stage == "pre-restore":
+            return self._supervisor.placed(self._tools.timeout)
         if stage != "post-restore":
             return True
         if not self._verdict.done():
@@ -231,6 +239,7 @@ class _Answers:
 def _converse(
     tools: Tools,
     call: criu.Call,
+    supervisor: supervision.Supervisor,
     service_id: str,
     image_id: str,
     facts: dict[str, Any],
@@ -247,7 +256,7 @@ def _converse(
     large = [name for name in manifest.large_files(facts) if name != carry_index.PACK or not data.is_in_place]
     reader = threading.Thread(target=_judge, args=(verdict, image, facts, large), name="verify")
     reader.start()
-    answers = _Answers(tools, service_id, image_id, verdict, data)
+    answers = _Answers(tools, supervisor, service_id, image_id, verdict, data)
 
     try:
         with criu.folders(read_from, work) as (image_fd, work_fd):

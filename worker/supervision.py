@@ -12,10 +12,11 @@ import stat
 import subprocess
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from worker import lines, locks, spares
+from worker import lines, locks, spares, units
 from worker.durable import write_json
 from worker.errors import JobFailed, describe
 from worker.paths import Paths
@@ -73,35 +74,49 @@ class Supervisor:
         self._before = before
         self._launcher = launcher
         self._ready = ready
+        self._heard = b""
+        self._last: dict[str, Any] = {}
+
+    def placed(self, timeout: float) -> bool:
+        """Wait until what is restored is born in the service's control groups; False if it will not be."""
+        return "placed" in self._hear(timeout)
+
+    def _hear(self, timeout: float) -> dict[str, Any]:
+        """Return the next thing that runmh says; nothing if it dies or is silent."""
+        deadline = time.monotonic() + timeout
+        while b"\n" not in self._heard:
+            readable, _, _ = select.select([self._ready], [], [], max(0.0, deadline - time.monotonic()))
+            data = os.read(self._ready, 65536) if readable else b""
+            if not data:
+                return {}
+            self._heard += data
+        line, _, self._heard = self._heard.partition(b"\n")
+        said: dict[str, Any] = json.loads(line)
+        # Its last word is kept for whoever settles.
+        self._last = said if "phase" in said else {}
+        return said
 
     def settle(self, timeout: float) -> dict[str, Any]:
-        """Return what runmh says: its state.
+        """Return what runmh says at last: its state.
 
         Raises:
             JobFailed: it died or is silent.
         """
-        deadline = time.monotonic() + timeout
-        heard = b""
         try:
-            while not heard.endswith(b"\n"):
-                readable, _, _ = select.select([self._ready], [], [], max(0.0, deadline - time.monotonic()))
-                data = os.read(self._ready, 65536) if readable else b""
-                if not data:
-                    break
-                heard += data
+            while not self._last and self._hear(timeout):
+                pass
         finally:
             os.close(self._ready)
             # It ended when it had forked the runmh proper, long before that had anything to say.
             self._launcher.wait()
-        if not heard.endswith(b"\n"):
+        if not self._last:
             raise JobFailed(
                 "supervisor_died",
                 "The service's supervisor ended without a word.",
                 f"Read {self._errors}.",
                 lines.last(self._errors, self._before),
             )
-        state: dict[str, Any] = json.loads(heard)
-        return state
+        return self._last
 
     def running(self, timeout: float) -> Running:
         """Return the service once it runs.
@@ -113,6 +128,8 @@ class Supervisor:
         error = state.get("error")
         if error:
             raise JobFailed(error["code"], error["message"], error.get("remedy", ""))
+        if state.get("no_scope"):
+            _say_once(state["no_scope"])
         return _running(state)
 
 
@@ -124,6 +141,7 @@ def begin(
     *,
     descriptors: Mapping[str, int] | None = None,
     options: Mapping[str, str] | None = None,
+    title: str = "",
 ) -> Supervisor:
     """Order a runmh, and return before it has begun.
 
@@ -134,6 +152,7 @@ def begin(
         tini: the init program; not needed to adopt.
         descriptors: what it inherits, by the names of the options that tell it their numbers.
         options: more words of its command line.
+        title: what systemd shall call the service.
 
     Raises:
         JobFailed: it cannot be started.
@@ -146,6 +165,7 @@ def begin(
         "run-dir": str(paths.run_dir),
         "log-dir": str(paths.log_dir),
         "tini": tini,
+        **({"unit": units.own(), "title": title} if units.own() else {}),
         **(options or {}),
     }
     try:
@@ -174,13 +194,21 @@ def _not_started(error: OSError) -> JobFailed:
     )
 
 
-def launch(paths: Paths, action: str, service_id: str, tini: str, timeout: float) -> Running:
+def launch(paths: Paths, action: str, service_id: str, tini: str, timeout: float, title: str = "") -> Running:
     """Launch a runmh and wait until its service runs.
+
+    Args:
+        title: what systemd shall call the service.
 
     Raises:
         JobFailed: it could not be started.
     """
-    return begin(paths, action, service_id, tini).running(timeout)
+    return begin(paths, action, service_id, tini, title=title).running(timeout)
+
+
+@cache
+def _say_once(reason: str) -> None:
+    log.warning("systemd makes no scopes, services stay in the group of %s: %s", units.own(), reason)
 
 
 def output_of(found: Running) -> int | None:

@@ -56,8 +56,12 @@ def _warm(_pid: int) -> warm.Warm:
     return warm.prepare(settings.MIEHISTO_CRIU)
 
 
-def engine(step: Callable[[str], None]) -> Engine:
-    """Return the engine of this node, which tells `step` where it is."""
+def engine(step: Callable[[str], None], title: str = "") -> Engine:
+    """Return the engine of this node, which tells `step` where it is.
+
+    Args:
+        title: what systemd shall call the service that is worked on.
+    """
     return Engine(
         Tools(
             paths(),
@@ -68,6 +72,7 @@ def engine(step: Callable[[str], None]) -> Engine:
             settings.MIEHISTO_START_SETTLE,
             _warm(os.getpid()),
             policy.in_force,
+            title,
         )
     )
 
@@ -112,7 +117,8 @@ def _run(job_id: str) -> None:
 def _carry_out(job: Job) -> None:
     try:
         with Steps(job) as steps:
-            outcome = HANDLERS[JobKind(job.kind)](job, engine(steps.enter))
+            title = (job.service.name or " ".join(job.service.argv)[:80]) if job.service else ""
+            outcome = HANDLERS[JobKind(job.kind)](job, engine(steps.enter, title))
     except JobFailed as failure:
         _fail(job, failure)
     except OSError as error:

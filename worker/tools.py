@@ -23,6 +23,7 @@ class Tools(NamedTuple):
         settle: seconds that a service must live to count as started.
         warm: what spares CRIU its kernel probe.
         policy: reads what root lets services be; anything, where nobody else asks.
+        title: what systemd shall call the service that is worked on; "" for its id.
     """
 
     paths: Paths
@@ -33,6 +34,7 @@ class Tools(NamedTuple):
     settle: float = 0.5
     warm: Warm = Warm()
     policy: Callable[[], Policy] = Policy
+    title: str = ""
 
     def work_folder(self, service_id: str) -> Path:
         """Return the folder for the log and figures of the next call, without those of the last."""

@@ -18,6 +18,8 @@ from tests.stack import CHECKOUT, eventually
 LATER = "9.9.9"
 SOURCE = "/srv/source"
 CLONE = "/opt/miehisto-src"
+SHOWN = "9491c63874fac947cc46d437b028b189"
+"""The service that the page has."""
 ASK = ("redis-cli", "-p", "7070", "incr", "questions")
 
 # The node of the tutorial, for as long as this script runs.
@@ -84,7 +86,7 @@ def test_a_clone_is_set_up_started_upgraded_and_drained(debian: Clean, machine: 
     debian.run(*words, "git", "make", "curl")  # as the tutorial says
 
     (setting_up, starting) = typed("tutorial.md")
-    (installing, draining) = typed("install.md")
+    (installing, looking, draining) = typed("install.md")
     (upgrading,) = typed("how-to/upgrade.md")
     clone, again, *start = installing
     debian.run("bash", "-lec", clone.replace("…", SOURCE))
@@ -103,6 +105,9 @@ def test_a_clone_is_set_up_started_upgraded_and_drained(debian: Clean, machine: 
     machine.run("bash", "-lec", command)
     assert eventually(lambda: machine.run(*ASK)) == "1\n"
     listed = machine.run("bash", "-lec", "mhctl service list")
+    service = listed.split()[4]
+    said = machine.run("bash", "-lec", "\n".join(looking).replace(SHOWN, service))
+    assert said.count(f"miehisto-{service}.scope") > 1 and "redis-server" in said
 
     make_later(debian.root / SOURCE[1:])
     machine.run("bash", "-lec", "\n".join([f"cd {CLONE}", *upgrading]))

@@ -8,7 +8,7 @@ import os
 import pwd
 from typing import Any, NoReturn
 
-from worker import cgroups, namespaces
+from worker import namespaces
 from worker.runmh.privileges import NoSuchCapability, Privileges
 from worker.runmh.surroundings import settle
 
@@ -120,7 +120,6 @@ def binds_of(spec: dict[str, Any]) -> list[tuple[str, str, bool]]:
 
 def become_service(
     spec: dict[str, Any],
-    groups: dict[str, str],
     mounts: list[str],
     root: str,
     tini: str,
@@ -132,16 +131,14 @@ def become_service(
 
     Args:
         spec: argv, user, group, cwd, env, binds, privileges, limits.
-        groups: folders of its control groups.
         mounts: mount points of the host that the service sees.
         root: an empty folder for its root.
         tini: path of the init program.
         log: write end of the supervisor's pipe.
         complaint: a close-on-exec pipe; what fails before exec is written to it as JSON.
-        go: a pipe that holds a byte once it is on record what runs here.
+        go: a pipe that holds a byte once it is on record what runs here, and this is in its control groups.
     """
     try:
-        cgroups.join(groups)
         settle((spec.get("limits") or {}).get("open_files", 0))
         namespaces.unshare(namespaces.CLONE_NEWNS | namespaces.CLONE_NEWIPC)
         account = Account(spec.get("user", ""), spec.get("group", ""))
@@ -158,7 +155,7 @@ def become_service(
         privileges.settle()
         _enter_folder(spec.get("cwd") or "/")
         check_command(spec["argv"][0], variables["PATH"])
-        if not os.read(go, 1):  # the supervisor was killed: nobody would know of the service
+        if not os.read(go, 1):  # the supervisor was killed or refuses: nobody would know of the service
             os._exit(127)
         os.execve(tini, ["tini", "--", *spec["argv"]], variables)
     except Refused as refusal:

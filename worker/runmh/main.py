@@ -19,6 +19,7 @@ from worker import cgroups, namespaces
 from worker.durable import write_json
 from worker.locks import take
 from worker.process import Process, children
+from worker.runmh import scope
 from worker.runmh.launch import become_service, binds_of
 from worker.runmh.log import RotatedLog
 from worker.runmh.order import Order
@@ -68,7 +69,9 @@ class Supervisor:
                 os.killpg(self.swrk, signal.SIGKILL)
             except ProcessLookupError:  # it is not yet in a session of its own
                 os.kill(self.swrk, signal.SIGKILL)
-        elif self.stranger is not None and self.stranger.descriptor is not None:
+            return
+        self.state["told"] = True
+        if self.stranger is not None and self.stranger.descriptor is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.stranger.descriptor, number)
         elif self.init and self.status is None:
@@ -96,22 +99,24 @@ class Supervisor:
         if self.init == 0:
             os.close(go)
             self._forget_signals()
-            root, groups = f"{paths.state_dir}/root", self.state["groups"]
-            become_service(spec, groups, mounts, root, paths.tini, self.pipe_write, complaint, awaited)
+            root = f"{paths.state_dir}/root"
+            become_service(spec, mounts, root, paths.tini, self.pipe_write, complaint, awaited)
         os.close(complaint)
         os.close(awaited)
         # Nothing of the service runs before it is known what does, should this process be killed.
         self.write_state("starting", init=Process.of(self.init))
-        with contextlib.suppress(BrokenPipeError):  # it has ended, and says why
-            os.write(go, b"\n")
+        refusal = self._place(self.init)
+        if not refusal:
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and says why
+                os.write(go, b"\n")
         os.close(go)
         with os.fdopen(hear, "rb") as file:
             report = file.read()
         if report:
+            refusal = json.loads(report)
+        if refusal:
             os.waitpid(self.init, 0)
-            refused: dict[str, Any] = json.loads(report)
-            return refused
-        return None
+        return refusal
 
     def _make_groups(self, limits: dict[str, int], *, room_for_criu: bool = False) -> dict[str, Any] | None:
         """Make the service's control groups; return why that could not be done."""
@@ -119,11 +124,26 @@ class Supervisor:
             self.state["groups"] = cgroups.make(self.arguments.service, limits)
             cgroups.limit(self.state["groups"], limits, room_for_criu=room_for_criu)
         except OSError as error:
-            return {
-                "code": "limit_refused",
-                "message": f"The service's limits cannot be set: {error.strerror or error}.",
-                "remedy": "See `mhctl check` for what this host can limit; ask for less, or for more.",
-            }
+            return _limit_refused(error)
+        return None
+
+    def _place(self, child: int) -> dict[str, Any] | None:
+        """Put this process and its only child where the service shall live; return why that cannot be.
+
+        systemd's scope first: it takes both, and the groups of the service's limits may lie elsewhere.
+        """
+        order = self.arguments
+        if order.unit:
+            try:
+                self.state["scope"] = scope.enter(
+                    order.service, [os.getpid(), child], order.unit, order.title
+                )
+            except scope.NoScope as reason:
+                self.state["no_scope"] = str(reason)
+        try:
+            cgroups.join(self.state["groups"], child)
+        except OSError as error:
+            return _limit_refused(error)
         return None
 
     def restore(self) -> dict[str, Any] | None:
@@ -145,6 +165,13 @@ class Supervisor:
         for descriptor in (self.arguments.rpc_fd, self.arguments.lock_fd, self.arguments.probe_fd):
             if descriptor >= 0:
                 os.close(descriptor)
+        # Meanwhile CRIU gets ready; the worker lets it fork nothing before this is said.
+        if refusal := self._place(self.swrk):
+            self.swrk = 0
+            self.end_children()
+            return refusal
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self.arguments.ready_fd, b'{"placed": true}\n')
         _, status = os.waitpid(self.swrk, 0)
         self.swrk = 0
         restored = children(os.getpid())
@@ -176,7 +203,18 @@ class Supervisor:
         self.state = left | {"runmh": self.state["runmh"], "adopted": True}
         self.stranger = Stranger(Process(*left["init"]))
         self.init = left["init"][0]
+        if self.arguments.unit:
+            self._follow()
         return None
+
+    def _follow(self) -> None:
+        """Go into the scope of a service that runs, or into one of its name if it has none."""
+        order = self.arguments
+        self.state.pop("no_scope", None)
+        try:
+            self.state["scope"] = scope.follow(order.service, order.unit)
+        except scope.NoScope as reason:
+            self.state["no_scope"] = str(reason)
 
     @staticmethod
     def end_children() -> None:
@@ -189,7 +227,6 @@ class Supervisor:
         paths = self.arguments
         try:
             self._forget_signals()
-            cgroups.join(self.state["groups"])
             os.setsid()
             namespaces.unshare(namespaces.CLONE_NEWNS)
             namespaces.make_private()
@@ -282,6 +319,14 @@ class Supervisor:
             return False
         self.log.write(data)
         return bool(data)
+
+
+def _limit_refused(error: OSError) -> dict[str, Any]:
+    return {
+        "code": "limit_refused",
+        "message": f"The service's limits cannot be set: {error.strerror or error}.",
+        "remedy": "See `mhctl check` for what this host can limit; ask for less, or for more.",
+    }
 
 
 def _bring_up(supervisor: Supervisor) -> dict[str, Any] | None:

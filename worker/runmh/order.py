@@ -18,7 +18,7 @@ class Order:
         service: the service's id.
         state_dir, run_dir, log_dir: the node's folders.
         tini: the init program for a service.
-        ready_fd: where one line of JSON says how it went.
+        ready_fd: where a line of JSON says how it went, and before a restore one that it is placed.
         image: id of the image that is restored.
         mounts: JSON, the (target, source) pairs of the image.
         limits: JSON, what the restored service may have.
@@ -27,6 +27,8 @@ class Order:
         probe_fd: the kernel probe that spares CRIU its own; -1 for none.
         lock_fd: a lock that CRIU shall hold as long as it works; -1 for none.
         pipe_fd: the read end of the service's output, for ``adopt``; -1 for none.
+        unit: the worker's unit of systemd's, which is then asked for a scope; empty for none.
+        title: what systemd shall call the service.
     """
 
     def __init__(self, words: list[str]) -> None:
@@ -48,6 +50,7 @@ class Order:
         self.probe_fd = int(options.get("probe-fd", -1))
         self.lock_fd = int(options.get("lock-fd", -1))
         self.pipe_fd = int(options.get("pipe-fd", -1))
+        self.unit, self.title = options.get("unit", ""), options.get("title", "")
         if (self.action == "adopt") != (self.pipe_fd >= 0):
             raise SystemExit(USAGE)
         # None of them is for the service.
