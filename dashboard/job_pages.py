@@ -32,7 +32,6 @@ COLUMNS = (
 )
 _ENDED_BADLY = frozenset({JobState.FAILED, JobState.ERRORED, JobState.LOST, JobState.CANCELLED})
 _ERROR = re.compile(r"\b(Error|FAILED|failed)\b")
-MOST_NAMED = 200
 ORDERS = {"queued": ("queued_at", "id")}
 
 
@@ -68,9 +67,7 @@ def jobs(look: Look) -> Context:
 
 def _searched(text: str) -> Q:
     """Jobs of a service with such a name, or whose own, service's or image's id begins so."""
-    # Read first: as a subquery it would keep the database from its indexes.
-    named = Service.objects.filter(name__icontains=text).values_list("id", flat=True)[:MOST_NAMED]
-    found = Q(service_ref__in=list(named))
+    found = Q(service_ref__in=Service.objects.ids_named(text))
     if HEX_PREFIX.match(text.lower()):
         found |= begins("pk", text) | begins("service_ref", text) | begins("image_id", text)
     return found

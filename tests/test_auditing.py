@@ -13,8 +13,9 @@ from django.utils import timezone
 from services import operations
 from services.auditing import ACTIONS, SOURCES, TARGETS
 from services.authentication import issue
-from services.models import AuditEvent, Service
+from services.models import AuditEvent, Job, Service
 from tests.rows import member, running_service
+from tests.site_fixtures import text_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -136,7 +137,8 @@ def test_the_record_is_searched_by_a_services_name_by_time_and_for_what_was_refu
         assert csv.count("\n") - 1 == found, query
         return found
 
-    assert rows(q="web") == rows(q=web.pk) == 2
+    assert rows(q="web") == rows(q="WE") == rows(q=web.pk) == 2
+    assert text_of(client, "/jobs/?q=WE").count('<tr id="job-') == Job.objects.filter(service=web).count()
     assert rows(since="last_day") == 2 and rows(since="last_week") == 4 and rows(since="ever") == 4
     operator = Client()
     operator.force_login(member("operator"))
