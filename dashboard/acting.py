@@ -20,12 +20,13 @@ from dashboard.rights import Rights
 from images import operations as image_operations
 from images import schedules
 from images.models import Image
-from images.retrying import request_retry
+from images.retrying import asked_after, request_retry
 from services import operations
 from services.actors import Actor, require_operator
 from services.lookup import find_job, find_service
 from services.models import Job, Service
 from services.problems import Problem, bad_input
+from services.references import WHOLE_ID
 from services.states import KINDS, JobKind
 from services.threads import in_thread
 
@@ -105,7 +106,8 @@ def _act(
         return _dialog(request, described, subject, back)
     try:
         options = options_of(described, request.POST)
-        done = operation(subject, actor=request.user, source="web", **options)
+        ask = partial(operation, subject, actor=request.user, source="web", **options)
+        done = asked_after(_job_in(request.POST), ask)
     except Problem as problem:
         return refused(request, problem, back)
     return redirect("services:job", done.pk) if isinstance(done, Job) else redirect(back)
@@ -175,7 +177,8 @@ def _dialog(request: HttpRequest, described: Action, subject: Service | Image, b
         "filled": filled,
         "checked": [*filled, *(["restore_on_boot"] if getattr(subject, "restore_on_boot", False) else [])],
         "unfolded": any(option.rare and option.name in filled for option in described.options),
-        "changed_files": _changed_files(subject, request.GET.get("job", "")),
+        "changed_files": _changed_files(subject, _job_in(request.GET)),
+        "job": _job_in(request.GET),
         "back": back,
         "may": rights.administer if described.admin else rights.operate,
         "rights": rights,
@@ -222,6 +225,12 @@ def _filled(described: Action, subject: Service | Image, query: QueryDict) -> di
         for option in described.options
         if option.name in asked
     }
+
+
+def _job_in(given: QueryDict) -> str:
+    """Return the id of the job whose remedy led to a dialog, "" for none."""
+    job = given.get("job", "")
+    return job if WHOLE_ID.match(job) else ""
 
 
 def _changed_files(subject: Service | Image, job: str) -> list[str]:

@@ -18,6 +18,7 @@ from services.references import not_found
 from services.states import JobKind, JobState
 
 Row = TypeVar("Row", bound=Model)
+Asked = TypeVar("Asked")
 
 
 def _request_check_service(service: Service, *, actor: Actor, source: str, **options: Any) -> Job:
@@ -70,9 +71,32 @@ def request_retry(job: Job, *, actor: Actor, source: str, options: dict[str, Any
     kind = JobKind(job.kind)
     asked = {**job.options, **(options or {})}
     with transaction.atomic():
-        again = _ask(kind, job, asked, actor=actor, source=source)
-        again.retry_of = job.pk
-        again.save(update_fields=["retry_of"])
+        return _named(_ask(kind, job, asked, actor=actor, source=source), job)
+
+
+def asked_after(pk: str, ask: Callable[[], Asked]) -> Asked:
+    """Ask by `ask` for what the remedy of another job led to; a job that tries that one again names it.
+
+    pk: the other job's, "" for none. It is not named when it did not end badly, or was of
+    another kind, or about something else: then what is asked for now is no second try.
+    """
+    with transaction.atomic():
+        done = ask()
+        before = Job.objects.filter(pk=pk).first() if isinstance(done, Job) else None
+        if isinstance(done, Job) and before is not None and _tries_again(done, before):
+            _named(done, before)
+        return done
+
+
+def _tries_again(again: Job, before: Job) -> bool:
+    same = (again.kind, again.service_ref) == (before.kind, before.service_ref)
+    # A dump makes an image of its own each time.
+    return same and may_retry(before) and (again.kind not in _OF_IMAGES or again.image_id == before.image_id)
+
+
+def _named(again: Job, before: Job) -> Job:
+    again.retry_of = before.pk
+    again.save(update_fields=["retry_of"])
     return again
 
 

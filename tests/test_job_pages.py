@@ -93,9 +93,35 @@ def test_changed_files_are_accepted_in_a_dialog_that_lists_them(admin: Client) -
     assert "/srv/app/db was 5 bytes\n/srv/&lt;app&gt;/log was not there" in dialog
     assert re.search(r'name="accept_changed_files" checked', dialog)
     assert not re.search(r'name="tcp_close" checked', dialog)
-    admin.post(f"/images/{job.image_id}/restore/", {"accept_changed_files": "on", "tcp_close": "on"})
+    carried = dict(re.findall(r'type="hidden" name="(job)" value="(\w+)"', dialog))
+    asked = {"accept_changed_files": "on", "tcp_close": "on"}
+    admin.post(f"/images/{job.image_id}/restore/", carried | asked)
     again = Job.objects.exclude(pk=job.pk).get(kind="restore")
     assert again.options == {"accept_changed_files": True, "tcp_close": True}
+    assert again.retry_of == job.pk
+    assert f'<dt>Tries again</dt><dd><a class="id" href="/jobs/{job.pk}/">' in text_of(
+        admin, f"/jobs/{again.pk}/"
+    )
     # The list is this image's only.
     other = failed_restore("files_changed", ["/srv/other"])
     assert "/srv/other" not in text_of(admin, f"/images/{job.image_id}/restore/?job={other.pk}")
+
+
+@pytest.mark.parametrize(
+    "other", ["what succeeded", "of another kind", "of another service", "of another image", "none"]
+)
+def test_a_dialogs_job_is_no_second_try_of_something_else(admin: Client, other: str) -> None:
+    failed = failed_restore("files_changed")
+    image = failed.image_id
+    if other == "what succeeded":
+        Job.objects.filter(pk=failed.pk).update(status="succeeded")
+    elif other == "of another kind":
+        Job.objects.filter(pk=failed.pk).update(kind="verify_image")
+    elif other == "of another service":
+        Job.objects.filter(pk=failed.pk).update(service_ref="0" * 32)
+    elif other == "of another image":
+        Job.objects.filter(pk=failed.pk).update(image_id="0" * 32)
+    named = "\x00'" if other == "none" else failed.pk
+    admin.post(f"/images/{image}/restore/", {"job": named})
+    again = Job.objects.exclude(pk=failed.pk).get(kind="restore")
+    assert again.retry_of == ""
