@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.browser import (
     assert_accessible,
@@ -291,6 +291,39 @@ def test_a_services_page_follows_it_by_one_stream(page: Page, stack: Stack) -> N
     expect(page.locator("[data-now]")).to_contain_text("sleep 1000")
     expect(page.locator(f"#{pid}")).to_have_count(0)
     assert len(streams) == 1, streams
+
+
+def test_what_a_service_does_is_asked_for_each_ten_seconds_whatever_else_changes(
+    page: Page, stack: Stack
+) -> None:
+    asked: list[Route] = []
+
+    def questions() -> list[Route]:
+        page.wait_for_timeout(1)  # in which Playwright tells of them
+        return asked
+
+    log_in_as_admin(page, stack)
+    service = stack.create("sleep", "1000")
+    page.clock.install()
+    page.route("**/now/", lambda route: asked.append(route))  # noqa: PLW0108 - it is looked into
+    page.goto(f"/services/{service}/")
+    page.clock.run_for(100)
+    eventually(questions)
+    connected(page)
+
+    def renamed(name: str) -> None:
+        stack.mhctl("service", "rename", service, name)
+        expect(page.get_by_role("heading", level=1)).to_have_text(name)
+
+    page.clock.pause_at(page.evaluate("Date.now() / 1000 + 1"))
+    page.clock.run_for(6_000)
+    renamed("while-it-is-asked")
+    asked.pop().continue_()
+    expect(page.locator("[data-now]")).to_contain_text("sleep 1000")
+    renamed("after-its-answer")
+    page.clock.run_for(3_500)  # 9.5 s, and a second before the clock stood still
+    assert eventually(questions, 5), "it is not asked again"
+    asked.pop().continue_()
 
 
 def test_a_dry_run_that_cannot_be_asked_for_says_so_in_its_dialog(page: Page, stack: Stack) -> None:
