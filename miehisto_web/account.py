@@ -23,6 +23,7 @@ from django.views.decorators.http import require_http_methods, require_POST
 from dashboard.page import user_of_page
 from miehisto_web.gate import without_role
 from services import authentication
+from services.actors import Actor
 from services.auditing import record_audit
 from services.models import ApiToken, AuditOutcome
 from services.problems import Problem
@@ -48,12 +49,25 @@ class Login(auth.LoginView):
         return super().form_valid(form)
 
     def form_invalid(self, form: AuthenticationForm) -> HttpResponse:
-        LOGINS.count(self.request.META.get("REMOTE_ADDR", ""))
-        # Of users only: a stranger could fill the disk, and what is no name may be a password.
-        known = User.objects.filter(username=form.data.get("username", "").replace("\0", "")[:150]).first()
-        if known is not None:
-            record_audit(known, "web", "login", outcome=AuditOutcome.REFUSED)
+        # Each line once: whoever is kept out could fill the disk by trying on.
+        if LOGINS.count(self.request.META.get("REMOTE_ADDR", "")) == LOGINS.limit:
+            _record_lockout("", "address", LOGINS.window)
+        failures = self.request.axes_failures_since_start  # type: ignore[attr-defined]  # axes' own mark
+        if failures:  # axes does not count, nor look at the password, while it keeps a name out
+            # Of users only: a stranger could fill the disk, and what is no name may be a password.
+            name = form.data.get("username", "").replace("\0", "")[:150]
+            known = User.objects.filter(username=name).first()
+            if known is not None:
+                record_audit(known, "web", "login", outcome=AuditOutcome.REFUSED)
+                if failures >= settings.AXES_FAILURE_LIMIT:
+                    _record_lockout(known, "name", settings.AXES_COOLOFF_TIME.total_seconds())
         return super().form_invalid(form)
+
+
+def _record_lockout(actor: Actor, counted: str, seconds: float) -> None:
+    """Put on the record that from now on a name, or an address whatever the name, is not heard there."""
+    detail = {"counted": counted, "minutes": round(seconds / 60)}
+    record_audit(actor, "web", "locked_out", outcome=AuditOutcome.REFUSED, detail=detail)
 
 
 @without_role

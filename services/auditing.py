@@ -23,6 +23,7 @@ ACTIONS = (
     "set",
     "show_env",
     "login",
+    "locked_out",
     "change_password",
     "make_token",
     "revoke_token",

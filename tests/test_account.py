@@ -97,6 +97,40 @@ def test_one_address_that_tries_many_names_waits_too() -> None:
     assert log_in("name-0", "wrong", "192.0.2.2") == 200
 
 
+def on_the_record() -> list[tuple[Any, ...]]:
+    rows = AuditEvent.objects.order_by("pk").exclude(action="show_env")
+    return list(rows.values_list("actor", "action", "outcome", "address", "detail"))
+
+
+def test_a_lockout_is_on_the_record_once_however_often_is_tried_on(ann: User) -> None:
+    for _ in range(9):
+        log_in(ann.username, "wrong")
+    told = on_the_record()
+    assert told[:5] == [(ann.username, "login", "refused", "192.0.2.1", {})] * 5
+    locked = {"counted": "name", "minutes": 15}
+    assert told[5:] == [(ann.username, "locked_out", "refused", "192.0.2.1", locked)]
+    page = browser_of(member("admin")).get("/audit/?action=locked_out").content.decode()
+    assert "the name, for 15 min" in page and page.count('<tr id="audit-') == 1
+
+    # The next lockout of her is another, and one from elsewhere, too.
+    AccessAttempt.objects.update(attempt_time=timezone.now() - timedelta(minutes=16))
+    for address in ("192.0.2.1", "192.0.2.2"):
+        for _ in range(6):
+            log_in(ann.username, "wrong", address)
+    kept_out = [address for _, action, _, address, _ in on_the_record() if action == "locked_out"]
+    assert kept_out == ["192.0.2.1", "192.0.2.1", "192.0.2.2"]
+
+
+def test_a_stranger_who_tries_many_names_is_one_line_of_the_record() -> None:
+    for number in range(LOGINS.limit * 2):
+        log_in(f"a password, perhaps {number}", "wrong")
+    for _ in range(9):
+        log_in("nobody-here", "wrong", "192.0.2.2")
+    assert on_the_record() == [
+        ("", "locked_out", "refused", "192.0.2.1", {"counted": "address", "minutes": 1})
+    ]
+
+
 def test_the_password_is_not_kept_with_a_failed_login(ann: User) -> None:
     log_in(ann.username, "my other secret")
     attempt = AccessAttempt.objects.get()
