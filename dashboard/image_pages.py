@@ -9,7 +9,7 @@ from django.urls import reverse
 
 from dashboard.contents_view import arranged
 from dashboard.page import Context, Look, Moved, page
-from dashboard.tables import Column, Filter, begins, search_of, table
+from dashboard.tables import Column, Filter, Order, Text, begins, search_of, table
 from images.contents import contents_object
 from images.models import Image, ImageState
 
@@ -22,11 +22,11 @@ COLUMNS = (
     Column("On disk", "size", number=True),
     Column("Made", "made"),
 )
-ORDERS = {
-    "name": ("name", "id"),
+ORDERS: dict[str, tuple[Order, ...]] = {
+    "name": (Text("name"), "id"),
     "state": ("status", "id"),
-    "service": ("service__name", "service_ref", "id"),
-    "program": ("comm", "id"),
+    "service": (Text("service__name"), "service_ref", "id"),
+    "program": (Text("comm"), "id"),
     "memory": ("pages_bytes", "id"),
     "size": ("size_bytes", "id"),
     "made": ("created_at", "id"),

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from dashboard.life import MOST_IMAGES, SPANS, life_line
 from dashboard.page import Context, Look, Moved, page
-from dashboard.tables import Column, Filter, Order, begins, search_of, table
+from dashboard.tables import Column, Filter, Order, Text, Words, begins, search_of, table
 from dashboard.usage import last_hour
 from images import schedules, timing
 from images.models import Image, Schedule
@@ -40,9 +40,9 @@ COLUMNS = (
     Column("Last image"),
 )
 ORDERS: dict[str, tuple[Order, ...]] = {
-    "name": ("name", "id"),
+    "name": (Text("name"), "id"),
     "state": ("status", "id"),
-    "command": ("argv", "id"),
+    "command": (Words("argv"), "id"),
     "pid": (F("pid"), "id"),
     "since": ("changed_at", "id"),
     "created": ("created_at", "id"),

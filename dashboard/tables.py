@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from django.db.models import Expression, F, Model, OrderBy, Q, QuerySet
+from django.db.models import Expression, F, Func, Model, OrderBy, Q, QuerySet, TextField
 from django.http import QueryDict
 
 from services.references import HEX_PREFIX
@@ -18,6 +18,33 @@ ROWS = 50
 MOST_COUNTED = 2_000  # counting on would cost more than it tells
 MOST_PAGES = 2_000
 MOST_SEARCHED = 200  # characters
+
+
+class Text(Func):
+    """A text to sort by, from code point to code point in either database.
+
+    SQLite does so by itself. PostgreSQL goes by the locale that it was made with, which may pass over case,
+    dashes and spaces.
+    """
+
+    arity = 1
+    template = "%(expressions)s"
+    output_field = TextField()
+
+    def as_postgresql(self, compiler: Any, connection: Any, **words: Any) -> Any:
+        return self.as_sql(compiler, connection, template=f'({self.in_postgresql}) COLLATE "C"', **words)
+
+    in_postgresql = template
+
+
+class Words(Text):
+    """A list of words, kept as JSON, to sort by as it is shown: with spaces between.
+
+    As it is kept PostgreSQL would sort by the number of words, and SQLite by what stands for a letter there.
+    """
+
+    template = "(SELECT group_concat(value, ' ') FROM json_each(%(expressions)s))"
+    in_postgresql = "SELECT string_agg(value, ' ') FROM jsonb_array_elements_text(%(expressions)s)"
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import sorting
 from tests.isolation import FOLDER
 from tests.stack import CHECKOUT, Stack, eventually, free_port, get_page
 
@@ -53,7 +56,19 @@ def database() -> Iterator[Database]:
     with tempfile.TemporaryDirectory(dir=FOLDER) as name:
         folder = Path(name)
         folder.chmod(0o777)
-        initdb = [f"{programs}/initdb", "-D", f"{folder}/data", "-A", "trust", "-N", "-U", "miehisto"]
+        # As a distribution makes it: its texts are sorted as people do in that language.
+        locale = ["--encoding=UTF8", "--locale-provider=icu", "--icu-locale=en-US"]
+        initdb = [
+            f"{programs}/initdb",
+            "-D",
+            f"{folder}/data",
+            "-A",
+            "trust",
+            "-N",
+            "-U",
+            "miehisto",
+            *locale,
+        ]
         subprocess.run([*as_postgres, *initdb], check=True, capture_output=True)
         where = ["-D", f"{folder}/data", "-k", str(folder), "-c", "listen_addresses="]
         url = f"postgres://miehisto@/miehisto?host={folder}"
@@ -117,6 +132,28 @@ def test_the_main_job_on_postgresql(database: Database) -> None:
         other.clear()
     finally:
         other.stop()
+
+
+def test_tables_are_sorted_alike_in_either_database(database: Database) -> None:
+    shown = {}
+    for kind, url in (("sqlite", ""), ("postgresql", database.url)):
+        folder = FOLDER / f"sorted-in-{kind}"
+        folder.mkdir(mode=0o755)
+        stack = Stack(folder)
+        stack.environment["DATABASE_URL"] = url
+        for words in ([*stack.command, "--prepare"], [sys.executable, "-m", "tests.sorting"]):
+            done = subprocess.run(
+                words, env=stack.environment, cwd=CHECKOUT, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+        shown[kind] = json.loads(done.stdout)
+    assert shown["postgresql"] == shown["sqlite"]
+    services, images = shown["sqlite"]["services"], shown["sqlite"]["images"]
+    for order, texts in (("name", sorting.NAMES), ("command", sorting.COMMANDS)):
+        assert [texts[int(pk, 16)] for pk in services[order]] == sorted(texts)
+        assert services[f"-{order}"] == services[order][::-1]
+    nobodys = sorting.OF_NOBODY
+    assert images["service"][-1] == images["-service"][-1] == nobodys, "what has none comes last both ways"
 
 
 def without(database: Database, stack: Stack) -> None:
