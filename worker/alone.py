@@ -23,12 +23,20 @@ APART = (
 )
 """Before a program's words: it runs without a network, and sees no process but its own. It is still root."""
 
+_WITHOUT = ("--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--")
+
+WITHOUT_CAPABILITIES = ("setpriv", *_WITHOUT)
+"""Before a program's words: it is the same user without any capability, and stays so."""
+
 WITHOUT_RIGHTS = (
     *APART,
     *("setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups"),
-    *("--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--"),
+    *_WITHOUT,
 )
 """As well, as that user and without any capability. It can read what every user of the host may read."""
+
+
+_SAY = ("unshare: ", "timeout: ", "setpriv: ", "keyring: ")  # the last is keyring.py
 
 
 def refusal(lines: Iterable[str]) -> str:
@@ -37,4 +45,4 @@ def refusal(lines: Iterable[str]) -> str:
     Returns:
         "" if it was run, whatever became of it.
     """
-    return next((line for line in lines if line.startswith(("unshare: ", "timeout: ", "setpriv: "))), "")
+    return next((line for line in lines if line.startswith(_SAY)), "")

@@ -14,7 +14,11 @@ from worker.programs import Program
 _COMPRESS = Program(("zstd", "-q", "-c", "-T0", "-3", "-"), "zstd")
 # Without rights, for it parses what a stranger has made. It refuses windows above 128 MiB.
 _DECOMPRESS = Program(("zstd", "-q", "-d", "-c", "--memory=128MB", "-"), "zstd", unprivileged=True)
-_GPG = ("gpg", "--batch", "--quiet", "--no-tty", "--disable-dirmngr", "--pinentry-mode", "error")
+_GPG = (
+    *("gpg", "--batch", "--quiet", "--no-tty", "--disable-dirmngr", "--pinentry-mode", "error"),
+    # It can write nothing. Who asks for an export has named its readers; the web of trust is not asked.
+    *("--lock-never", "--no-random-seed-file", "--trust-model", "always"),
+)
 
 _LARGEST_KEY = 64 << 10
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -58,8 +62,7 @@ def to_write(recipients: Sequence[str], gpg_recipients: Sequence[str]) -> list[P
         return [_COMPRESS, Program(("age", "-e", *words), "age")]
     if gpg_recipients:
         words = [word for each in gpg_recipients for word in ("--recipient", each)]
-        # Who asks has named them; the web of trust is not asked.
-        return [_COMPRESS, Program((*_GPG, "--trust-model", "always", "--encrypt", *words), "gnupg")]
+        return [_COMPRESS, Program((*_GPG, "--encrypt", *words), "gnupg", keyring=True)]
     return [_COMPRESS]
 
 
@@ -85,10 +88,9 @@ def to_read(begins: bytes, identity: Path | None) -> list[Program]:
         # The key alone is handed on: age needs no right to find it.
         decrypt = Program(("age", "-d", "-i"), "age", unprivileged=True, secret=_key(identity))
         return [decrypt, _DECOMPRESS]
-    # An OpenPGP message begins with a byte whose highest bit is set (RFC 4880, 4.2). Root's agent and keyring
-    # serve root alone, so gpg keeps its rights here: docs/threat-model.md.
+    # An OpenPGP message begins with a byte whose highest bit is set (RFC 4880, 4.2).
     if begins[:1] > b"\x7f":
-        return [Program((*_GPG, "--decrypt"), "gnupg"), _DECOMPRESS]
+        return [Program((*_GPG, "--decrypt"), "gnupg", keyring=True), _DECOMPRESS]
     raise JobFailed(
         "archive_damaged",
         "The file is no archive of an image.",

@@ -229,6 +229,50 @@ def lay_root(
         if read_only:
             _mount(None, root + target, None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY)
     _mount("proc", root + "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+    _enter(root)
+
+
+def lay_bare_root(root: str, shown: Sequence[str], private: Sequence[str]) -> None:
+    """Make an empty root on the folder `root`, with some of the host in it to be read, and make it `/`.
+
+    To be called in a new mount namespace and a new PID namespace, for a program of root's: the folders on the
+    way to what is shown are for root alone, as is what it makes.
+
+    Args:
+        root: a folder of the host that nothing of what follows is in.
+        shown: files and folders of the host, links as they are. Sockets in them can be connected to.
+        private: folders that are empty, for root alone, can be written to, and are gone at the end.
+
+    Raises:
+        OSError: a step failed; its text names the step and the path.
+    """
+    make_private()
+    cover_with_tmpfs(root)
+    os.umask(0o077)
+    for path in shown:
+        target = root + path
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        if os.path.islink(path):
+            os.symlink(os.readlink(path), target)
+            continue
+        if os.path.isdir(path):
+            os.makedirs(target, exist_ok=True)
+        else:
+            open(target, "x").close()
+        bind(path, target)
+        same = os.statvfs(target).f_flag & (_MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+        _mount(None, target, None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | same)
+    for path in private:
+        os.makedirs(root + path, exist_ok=True)
+        _mount("tmpfs", root + path, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=700")
+    os.makedirs(root + "/proc")
+    # Root may write to /proc/sys without any capability.
+    _mount("proc", root + "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC | _MS_RDONLY)
+    _mount(None, root, None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
+    _enter(root)
+
+
+def _enter(root: str) -> None:
     os.chdir(root)
     _check(_libc.syscall(_SYS_PIVOT_ROOT[os.uname().machine], b".", b"."), "pivot_root")
     _check(_libc.umount2(b".", _MNT_DETACH), "umount2 of the old root")

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from worker import alone
+from worker import alone, keyring
 from worker.errors import JobFailed
 
+_CHECKOUT = Path(__file__).parent.parent
+_WITH_KEYRING = (*alone.APART, sys.executable, "-m", keyring.__name__)
 _MOST_SAID = 4096
 _LAST_BREATH = 5.0
 """Seconds that a program may take to end when nobody reads or writes it any more."""
@@ -25,12 +29,14 @@ class Program(NamedTuple):
         words: its name and arguments.
         package: the Debian package that has it.
         unprivileged: it runs alone and without rights, for it parses what a stranger has made.
+        keyring: it does that, too, but with root's keyring for GnuPG, and so as root without capabilities.
         secret: what it finds in a file whose name is put after its words; empty for no such file.
     """
 
     words: Sequence[str]
     package: str
     unprivileged: bool = False
+    keyring: bool = False
     secret: bytes = b""
 
 
@@ -62,9 +68,10 @@ class Row:
         self.end: IO[bytes] = end
 
     def _launch(self, program: Program, stdin: Any, stdout: Any) -> subprocess.Popen[bytes]:
-        words = [*(alone.WITHOUT_RIGHTS if program.unprivileged else ()), *program.words]
+        before = _WITH_KEYRING if program.keyring else alone.WITHOUT_RIGHTS if program.unprivileged else ()
+        words = [*before, *program.words]
         # None of ours, but where GnuPG has its keys.
-        kept = () if program.unprivileged else ("HOME", "GNUPGHOME")
+        kept = ("HOME", "GNUPGHOME") if program.keyring else ()
         environment = alone.ENVIRONMENT | {name: os.environ[name] for name in kept if name in os.environ}
         if shutil.which(program.words[0], path=environment["PATH"]) is None:
             raise JobFailed(
@@ -85,7 +92,7 @@ class Row:
                 stdin=stdin,
                 stdout=stdout,
                 stderr=self._said,
-                cwd="/",
+                cwd=_CHECKOUT if program.keyring else "/",
                 env=environment,
                 pass_fds=handed,
                 start_new_session=True,  # without a terminal nobody is asked for a passphrase
