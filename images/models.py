@@ -139,6 +139,9 @@ class ImageContents(models.Model):
     error = models.TextField(blank=True, default="")
     data = models.JSONField(blank=True, default=dict)
 
+    class Meta:
+        verbose_name_plural = "contents of images"
+
     def __str__(self) -> str:
         return f"contents of {self.image_id}"
 
