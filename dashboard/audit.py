@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +20,7 @@ from services.models import AuditEvent, AuditOutcome, Job, Service
 from services.threads import in_thread
 
 COLUMNS = (
-    Column("When", "when"),
+    Column("When (UTC)", "when"),
     Column("Who"),
     Column("What"),
     Column("On"),
@@ -36,6 +36,7 @@ SPANS = {
 }
 BATCH = 1_000  # rows of the CSV that are read at once
 
+_SWITCHES = {"True": "yes", "False": "no"}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -63,7 +64,8 @@ def audit(look: Look) -> Context:
     about = {row.target_id for row in found.rows if row.target_kind == "service"}
     names = dict(Service.objects.filter(pk__in=about).values_list("pk", "name"))
     told = [
-        (row, states.get(row.detail.get("job", ""), ""), names.get(row.target_id, "")) for row in found.rows
+        (row, states.get(row.detail.get("job", ""), ""), names.get(row.target_id, ""), said_of(row.detail))
+        for row in found.rows
     ]
     return {"table": found, "told": told}
 
@@ -72,6 +74,17 @@ def _states(rows: Iterable[AuditEvent]) -> dict[str, str]:
     """Return the states of the jobs that were asked for, by id."""
     asked = {row.detail["job"] for row in rows if "job" in row.detail}
     return dict(Job.objects.filter(pk__in=asked).values_list("pk", "status"))
+
+
+def said_of(detail: Mapping[str, Any]) -> str:
+    """Return what else a line of the record says, in words; its job and its image are links already."""
+    said = []
+    for name, value in detail.items():
+        if name in {"job", "image"}:
+            continue
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        said.append(f"{name.replace('_', ' ')}: {_SWITCHES.get(text, text) or 'none'}")
+    return "; ".join(said)
 
 
 def _since(span: str) -> Q:

@@ -110,7 +110,7 @@ def test_a_lockout_is_on_the_record_once_however_often_is_tried_on(ann: User) ->
     locked = {"counted": "name", "minutes": 15}
     assert told[5:] == [(ann.username, "locked_out", "refused", "192.0.2.1", locked)]
     page = browser_of(member("admin")).get("/audit/?action=locked_out").content.decode()
-    assert "the name, for 15 min" in page and page.count('<tr id="audit-') == 1
+    assert "counted: name; minutes: 15" in page and page.count('<tr id="audit-') == 1
 
     # The next lockout of her is another, and one from elsewhere, too.
     AccessAttempt.objects.update(attempt_time=timezone.now() - timedelta(minutes=16))

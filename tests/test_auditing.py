@@ -144,6 +144,9 @@ def test_the_record_is_searched_by_a_services_name_by_time_and_for_what_was_refu
     operator.force_login(member("operator"))
     assert operator.get("/audit/").status_code == 403
     assert rows(action="refused") == 1
+    # And each says what it was that was done or refused.
+    page = text_of(client, "/audit/")
+    assert "method: GET; path: /audit/" in page and "restore on boot: yes" in page
 
 
 def _all(answer: Any) -> list[bytes]:
