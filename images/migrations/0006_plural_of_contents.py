@@ -6,7 +6,7 @@ from django.db import migrations
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('images', '0004_pages_indexes'),
+        ('images', '0005_schedules'),
     ]
 
     operations = [
