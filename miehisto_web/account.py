@@ -52,7 +52,8 @@ class Login(auth.LoginView):
         # Each line once: whoever is kept out could fill the disk by trying on.
         if LOGINS.count(self.request.META.get("REMOTE_ADDR", "")) == LOGINS.limit:
             _record_lockout("", "address", LOGINS.window)
-        failures = self.request.axes_failures_since_start  # type: ignore[attr-defined]  # axes' own mark
+        # axes' own mark, which a form without a name or a password never got.
+        failures = getattr(self.request, "axes_failures_since_start", 0)
         if failures:  # axes does not count, nor look at the password, while it keeps a name out
             # Of users only: a stranger could fill the disk, and what is no name may be a password.
             name = form.data.get("username", "").replace("\0", "")[:150]
