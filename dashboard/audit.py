@@ -1,4 +1,4 @@
-"""Who did what, when, from where: the audit as a table and as CSV, for admins."""
+"""Who did what, when, from where: the audit as a table and as CSV, for auditors and admins."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from django.views.decorators.http import require_GET
 
 from dashboard.page import Context, Look, page, user_of_page
 from dashboard.tables import Column, Filter, begins, search_of, table
-from services.actors import require_admin
+from services.actors import require_auditor
 from services.auditing import ACTIONS, SOURCES, TARGETS
 from services.models import AuditEvent, AuditOutcome, Job, Service
 from services.threads import in_thread
@@ -48,7 +48,7 @@ def _chosen(text: str) -> Q | None:
     return Q(actor=text) | Q(target_id=text) | Q(target_id__in=named) | begins("target_id", text)
 
 
-@page("audit.html", here="audit", parts={"audit": "_audit.html"}, topics=("audit", "jobs"), admin=True)
+@page("audit.html", here="audit", parts={"audit": "_audit.html"}, topics=("audit", "jobs"), audit=True)
 def audit(look: Look) -> Context:
     """List what was done and asked for, the newest first, and what became of it."""
     found = table(
@@ -106,7 +106,7 @@ async def audit_csv(request: HttpRequest) -> HttpResponseBase:
     """Stream the rows that the table's filters leave, as CSV; all of them, however many there are."""
 
     def chosen() -> QuerySet[AuditEvent]:
-        require_admin(user_of_page(request), "see the audit")
+        require_auditor(user_of_page(request))
         rows = AuditEvent.objects.order_by("-id")
         for choice in _filters():
             rows = rows.filter(choice.chosen_in(request.GET))

@@ -27,7 +27,7 @@ from dashboard.rights import Rights
 from services import waiting
 from services.authentication import Hearing
 from services.problems import Problem
-from services.roles import ADMINISTER, SEE
+from services.roles import AUDIT, SEE
 from services.threads import in_polite_thread, in_thread
 
 log = logging.getLogger(__name__)
@@ -188,12 +188,12 @@ async def live(request: HttpRequest) -> HttpResponseBase:
     page, words, query = found
     # Not request.auser(), whose connection to the database would be open as long as the stream.
     rights = await in_thread(lambda: Rights.of(request.user))
-    if not (rights.administer if page.admin else rights.see):
+    if not (rights.audit if page.audit else rights.see):
         # Logged out meanwhile. Sent to the login an EventSource would only try again; so the page is told.
         return HttpResponse(RELOAD, content_type="text/event-stream")
     have = frozenset(request.GET.get("have", "").split(",")) - {""}
     answer = StreamingHttpResponse(
-        _events(page, Look(query, rights), words, have, Hearing(request, ADMINISTER if page.admin else SEE)),
+        _events(page, Look(query, rights), words, have, Hearing(request, AUDIT if page.audit else SEE)),
         content_type="text/event-stream",
     )
     answer["Cache-Control"] = "no-store"

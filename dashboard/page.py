@@ -19,7 +19,7 @@ from django.template.loader import render_to_string
 from django.utils.safestring import SafeString, mark_safe
 
 from dashboard.rights import Rights
-from services.actors import require_admin
+from services.actors import require_auditor
 from services.problems import Problem
 from services.threads import in_thread
 
@@ -64,7 +64,7 @@ class Page:
     topics: what the parts depend on, such as "services" or "job:{reference}".
     here: which entry of the menu is lit.
     log: whether its stream also has the log of the service that its address names.
-    admin: whether it is for admins only.
+    audit: whether it shows the audit, which is for auditors and admins only.
     """
 
     read: Read
@@ -72,7 +72,7 @@ class Page:
     parts: Mapping[str, str] = field(default_factory=dict)
     topics: tuple[str, ...] = ()
     here: str = ""
-    admin: bool = False
+    audit: bool = False
     log: bool = False
 
     def __post_init__(self) -> None:
@@ -91,8 +91,8 @@ class Page:
             return HttpResponseNotAllowed(["GET", "HEAD"])
         user = user_of_page(request)
         look = Look(request.GET, Rights.of(user))
-        if self.admin:
-            require_admin(user, "see this page")
+        if self.audit:
+            require_auditor(user)
         try:
             context = self.context(look, **words)
         except Moved as moved:
@@ -143,12 +143,12 @@ def page(
     here: str,
     parts: Mapping[str, str] | None = None,
     topics: tuple[str, ...] = (),
-    admin: bool = False,
+    audit: bool = False,
     log: bool = False,
 ) -> Callable[[Read], Page]:
     """Make a Page of the function below; the arguments are those of Page."""
 
     def make(read: Read) -> Page:
-        return Page(read, template, parts or {}, topics, here, admin, log)
+        return Page(read, template, parts or {}, topics, here, audit, log)
 
     return make

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser, PermissionsMixin
 
 from services.problems import Problem, not_allowed
-from services.roles import ADMIN, ADMINISTER, OPERATE, OPERATOR, SEE, VIEWER
+from services.roles import ADMIN, ADMINISTER, AUDIT, AUDITOR, OPERATE, OPERATOR, SEE, VIEWER
 
 # A user of the site, or the name of someone who already proved himself elsewhere: root in the server's
 # shell, or the agent.
@@ -57,6 +57,11 @@ def require_operator(actor: Actor) -> None:
 def require_admin(actor: Actor, what: str) -> None:
     """Raise Problem not_allowed unless `actor` may administer; `what` as in `require`."""
     require(actor, ADMINISTER, what, ADMIN)
+
+
+def require_auditor(actor: Actor) -> None:
+    """Raise Problem not_allowed unless `actor` may see the audit."""
+    require(actor, AUDIT, "see the audit", AUDITOR)
 
 
 def require_account(actor: Actor, user: str, group: str) -> None:

@@ -114,6 +114,7 @@ class Service(models.Model):
             ("see", "May see services, images and jobs, and services' logs"),
             ("operate", "May create, start, stop, dump, restore, verify, rename and cancel"),
             ("administer", "May delete, and run services as root"),
+            ("audit", "May see who did what"),
         ]
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The roles viewer, operator and admin: which permissions each has, and the groups that carry them.
+"""The roles viewer, auditor, operator and admin: which permissions each has, and the groups that carry them.
 
 It asks nobody for anything; `actors.py` does. What a role may see or change in Django's admin is listed here
 too, so that a new model without a line here is seen by superusers only.
@@ -14,9 +14,10 @@ from django.db.models.signals import post_migrate
 SEE = "services.see"
 OPERATE = "services.operate"
 ADMINISTER = "services.administer"
+AUDIT = "services.audit"
 RESTORE_FOREIGN = "images.restore_foreign"
 
-VIEWER, OPERATOR, ADMIN = "viewer", "operator", "admin"
+VIEWER, AUDITOR, OPERATOR, ADMIN = "viewer", "auditor", "operator", "admin"
 
 _LOOKED_AT = (
     *(
@@ -35,8 +36,9 @@ _EDITED = (
 
 ROLES: dict[str, tuple[str, ...]] = {
     VIEWER: (SEE,),
+    AUDITOR: (SEE, AUDIT),
     OPERATOR: (SEE, OPERATE),
-    ADMIN: (SEE, OPERATE, ADMINISTER, RESTORE_FOREIGN, *_LOOKED_AT, *_EDITED),
+    ADMIN: (SEE, AUDIT, OPERATE, ADMINISTER, RESTORE_FOREIGN, *_LOOKED_AT, *_EDITED),
 }
 
 

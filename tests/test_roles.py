@@ -19,7 +19,7 @@ from services.actors import may
 from services.authentication import issue, user_of
 from services.models import Job, Node, Service
 from services.problems import Problem
-from services.roles import ADMINISTER, OPERATE, RESTORE_FOREIGN, ROLES, SEE, make_groups
+from services.roles import ADMINISTER, AUDIT, OPERATE, RESTORE_FOREIGN, ROLES, SEE, make_groups
 from tests.rows import member, recorded_image, running_service, stopped_service
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -120,13 +120,14 @@ def test_each_act_wants_its_role(what: str, least: str, ask: Callable[[User], ob
 
 def test_roles_are_groups_made_with_the_database() -> None:
     held = {
-        role: {p for p in (SEE, OPERATE, ADMINISTER, RESTORE_FOREIGN) if may(member(role), p)}
+        role: {p for p in (SEE, AUDIT, OPERATE, ADMINISTER, RESTORE_FOREIGN) if may(member(role), p)}
         for role in ROLES
     }
     assert held == {
         "viewer": {SEE},
+        "auditor": {SEE, AUDIT},
         "operator": {SEE, OPERATE},
-        "admin": {SEE, OPERATE, ADMINISTER, RESTORE_FOREIGN},
+        "admin": {SEE, AUDIT, OPERATE, ADMINISTER, RESTORE_FOREIGN},
     }
     for role, permissions in ROLES.items():
         assert Group.objects.get(name=role).permissions.count() == len(set(permissions)), "each one exists"
