@@ -121,3 +121,49 @@ def test_every_dialog_is_accessible(stack: Stack, ids: dict[str, str], page: Pag
     page.get_by_role("button", name="Stop").click()
     expect(page.get_by_role("dialog")).to_contain_text("Stop 1 service")
     assert_accessible(page, "with a dialog for many")
+
+
+def test_every_page_of_djangos_admin_is_accessible(stack: Stack, ids: dict[str, str], page: Page) -> None:
+    page.goto("/login/")
+    page.get_by_label("Name").fill("admin")
+    page.get_by_label("Password").fill("wrong")
+    page.get_by_role("button", name="Log in").click()  # a row of the failed logins
+    log_in_as_admin(page, stack)
+    page.goto("/admin/")
+    lists = _links(page, "#content a[href]", r"/admin/\w+/\w+/$")
+    assert len(lists) > 15, lists
+    seen = ["/admin/", "/admin/password_change/", *_links(page, "#content a[href]", r"/admin/\w+/$")]
+    for address in lists:
+        page.goto(address)
+        seen.append(address)
+        rows = _links(page, "#result_list th a[href]", "^" + address)
+        seen += _links(page, "#content a[href]", "^" + address + "add/$")
+        if rows:
+            seen.append(rows[0])
+            page.goto(rows[0])
+            within = rows[0].removesuffix("change/")
+            seen += _links(page, "#content a[href]", "^" + within + "(delete|history)/$")
+    seen += ["/admin/auth/user/1/password/", "/admin/services/service/?q=nothing", "/admin/services/nope/"]
+    assert len(seen) > 40, seen
+    for address in dict.fromkeys(seen):
+        page.goto(address)
+        assert_accessible(page)
+    for model, action, asks in (
+        ("services/service", "Stop", "Stop: are you sure?"),
+        ("images/image", "Restore", "Restore: are you sure?"),
+        ("auth/group", "Delete selected groups", "Delete multiple objects"),
+    ):
+        page.goto(f"/admin/{model}/")
+        page.locator("#result_list .action-select").first.check()
+        page.get_by_label("Action:").select_option(label=action)
+        page.locator("button[name=index]").click()
+        expect(page.get_by_role("heading", name=asks)).to_be_visible()
+        assert_accessible(page, action)
+    page.goto("/admin/django_celery_beat/clockedschedule/add/")
+    expect(page.get_by_label("Clock Time, Date")).to_have_attribute("name", "clocked_time_0")
+
+
+def _links(page: Page, within: str, pattern: str) -> list[str]:
+    """Return where the links lead to that fit, each once."""
+    found = page.locator(within).evaluate_all("all => all.map(each => each.pathname)")
+    return list(dict.fromkeys(each for each in found if re.search(pattern, each)))
