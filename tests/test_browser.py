@@ -112,6 +112,9 @@ def test_an_operators_day(page: Page, stack: Stack) -> None:
     elsewhere.get_by_role("link", name=re.compile("^with ")).first.click()
     expect(elsewhere.get_by_role("heading", level=1)).to_have_text("Compare two images")
     expect(elsewhere.locator("main")).to_contain_text("Memory by kind")
+    ends = "each => each.getBoundingClientRect().bottom"
+    chosen, button = elsewhere.get_by_label("One"), elsewhere.get_by_role("button", name="Compare")
+    assert chosen.evaluate(ends) == button.evaluate(ends)
     elsewhere.close()
 
     # A restore that cannot be, and the button that helps once the port is free.
