@@ -7,7 +7,7 @@ PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 SUITE ?=
 
-.PHONY: help setup setup-dev install uninstall wheel-mhctl deb lint test test-api audit test-faults test-compose test-deb fuzz screenshots demo bench bench-peers bench-pages docs lock clean
+.PHONY: help setup setup-dev install uninstall wheel-mhctl deb lint test test-api audit test-faults test-compose test-deb test-vm fuzz screenshots demo bench bench-peers bench-pages docs lock clean
 
 help:
 	@echo "make setup        everything Miehistö needs on this Debian 12 or 13 (as root)"
@@ -66,6 +66,10 @@ test-compose: setup-dev
 # For another release than this host's: `make test-deb SUITE=trixie`, which also builds the package in one.
 test-deb: setup-dev
 	DEBIAN_SUITE=$(SUITE) $(PYTHON) -m pytest tests/deb $(PYTEST_ARGS)
+
+# With a kernel of its own, in QEMU: no part of CI.
+test-vm: setup-dev
+	$(PYTHON) -m pytest tests/vm $(PYTEST_ARGS)
 
 # Many more requests than in `make test`, other ones each time.
 test-api: setup-dev

@@ -60,3 +60,14 @@ def _package_in(folder: Path) -> Path:
 def debian(folder: Path) -> Clean:
     """A clean Debian."""
     return Clean(folder)
+
+
+@pytest.fixture
+def stocked(debian: Clean, package: Path) -> Clean:
+    """A clean Debian with systemd, the package's file and, in apt's cache, all that this needs."""
+    (debian.root / package.name).write_bytes(package.read_bytes())
+    debian.run("apt-get", "-q", "-y", "install", "--no-install-recommends", "systemd-sysv", "dbus")
+    (debian.root / "usr/sbin/policy-rc.d").unlink()
+    debian.run("apt-get", "-q", "-y", "install", "--download-only", f"/{package.name}")
+    debian.bring_criu()
+    return debian

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +14,13 @@ from tests.deb.machine import CannotBoot, Machine
 from tests.stack import eventually
 
 ASK = ("redis-cli", "-p", "7070", "incr", "questions")
-SYSTEMD = ("systemd-sysv", "dbus")
 WORKER = "miehisto-worker.service"
 
 
 @pytest.fixture
-def machine(debian: Clean, package: Path) -> Iterator[Machine]:
-    """A booted Debian with the package's file and, in apt's cache, all that it needs; it has no network."""
-    (debian.root / package.name).write_bytes(package.read_bytes())
-    debian.run("apt-get", "-q", "-y", "install", "--no-install-recommends", *SYSTEMD)
-    (debian.root / "usr/sbin/policy-rc.d").unlink()
-    debian.run("apt-get", "-q", "-y", "install", "--download-only", f"/{package.name}")
-    debian.bring_criu()
-    with booted(debian) as machine:
-        yield machine
-
-
-@contextmanager
-def booted(debian: Clean) -> Iterator[Machine]:
-    machine = Machine(debian.root)
+def machine(stocked: Clean) -> Iterator[Machine]:
+    """The Debian with the package's file, booted; it has no network."""
+    machine = Machine(stocked.root)
     try:
         machine.boot()
         yield machine
