@@ -38,7 +38,10 @@ def _schedule(service: Service, *, actor: Actor, source: str, **wish: Any) -> Se
     """Give a service the schedule that its dialog says; none where no time is in it."""
     if wish["every"] or wish["cron"]:
         schedules.put(
-            service, actor=actor, source=source, **{name: each for name, each in wish.items() if each}
+            service,
+            actor=actor,
+            source=source,
+            **{name: each for name, each in wish.items() if each not in (None, "")},
         )
     else:
         schedules.remove(service, actor=actor, source=source)

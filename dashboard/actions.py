@@ -216,7 +216,12 @@ _FOR_SERVICES = (
                 "text",
                 example="0 3 * * *",
             ),
-            Option("keep", "Images to keep", "Of those that the schedule makes; 3 if left empty.", "count"),
+            Option(
+                "keep",
+                "Images to keep",
+                "Of those that the schedule makes; left empty, as many as before, or 3.",
+                "count",
+            ),
         ),
     ),
     Action(

@@ -111,7 +111,11 @@ class Schedule(models.Model):
     """
 
     service = models.OneToOneField(
-        Service, on_delete=models.CASCADE, primary_key=True, related_name="schedule"
+        Service,
+        on_delete=models.CASCADE,
+        primary_key=True,
+        related_name="schedule",
+        db_constraint=False,  # an older worker deletes a service without knowing of this; such a row is inert
     )
     every = models.PositiveIntegerField(null=True, blank=True)
     cron = models.CharField(max_length=200, blank=True, default="")

@@ -1,4 +1,4 @@
-"""The scheduler of a node: Celery's beat, whose every look is at the node's schedules. It knows no dump.
+"""The scheduler: Celery's beat, whose every look is at the schedules of all nodes. It knows no dump.
 
 Of beat it has the process: its start, its logs, its end. Celery's own table of entries stays empty, for what
 is due is asked of the database, which forgets nothing when a scheduler is killed.
@@ -7,7 +7,6 @@ is due is asked of the database, which forgets nothing when a scheduler is kille
 import logging
 
 from celery.beat import Scheduler as Beat
-from django.conf import settings
 from django.db import Error as DatabaseAway
 from django.db import close_old_connections
 
@@ -28,7 +27,7 @@ class Scheduler(Beat):
         """Look once. Returns the seconds until the next look; a database that is away is waited for."""
         try:
             close_old_connections()
-            schedules.look(settings.MIEHISTO_NODE)
+            schedules.look()
             self._away = False
         except DatabaseAway as error:
             if not self._away:

@@ -1,8 +1,7 @@
 """Dumps at set times: who gives a service a schedule, and what is done when it is due. It knows no clockwork.
 
-A schedule is of one node, its service's, and only that node's scheduler looks after it. What is due is taken
-by a conditional UPDATE in the transaction that asks for the dump, so that one due time makes one dump however
-many look.
+Any scheduler looks after all of them, of whatever node. What is due is taken by a conditional UPDATE in the
+transaction that asks for the dump, so that one due time makes one dump however many look.
 """
 
 import logging
@@ -12,7 +11,7 @@ from typing import Any
 
 from django.db import Error as DatabaseAway
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
 from images import operations, timing
@@ -26,7 +25,7 @@ from services.operations import request_dump
 from services.presenting import moment
 from services.problems import Problem, bad_input
 from services.references import not_found
-from services.states import JobState
+from services.states import JobKind, JobState
 
 log = logging.getLogger(__name__)
 
@@ -49,23 +48,20 @@ def put(
     source: str,
     every: object = None,
     cron: object = "",
-    keep: object = KEEP,
+    keep: object = None,
 ) -> Schedule:
-    """Give a service a schedule, or another one.
+    """Give a service a schedule, or change the one that it has.
 
-    every: seconds between two dumps, or such as "1h"; or cron: five fields, in UTC. keep: so many of
-    the images that it makes stay. Raises Problem bad_input, service_not_found.
+    every: seconds between two dumps, or such as "1h"; or cron: five fields, in UTC; neither for the times
+    that it has. keep: so many of the images that it makes stay; None for as many as before, or KEEP.
+    Raises Problem bad_input, service_not_found.
     """
     require_operator(actor)
-    if (every is None) == (not cron):
-        raise bad_input(
-            "A schedule needs either every or cron.",
-            'Send for example {"every": "1h"} or {"cron": "0 3 * * *"}.',
-            field="every",
-        )
     seconds = None if every is None else timing.period(every)
-    text = timing.expression(cron) if every is None else ""
-    if isinstance(keep, bool) or not isinstance(keep, int) or not 1 <= keep <= MOST_KEPT:
+    text = timing.expression(cron) if cron else ""
+    if keep is not None and (
+        isinstance(keep, bool) or not isinstance(keep, int) or not 1 <= keep <= MOST_KEPT
+    ):
         raise bad_input(
             f"The value of keep must be a number of images from 1 to {MOST_KEPT}.",
             "Send such a number.",
@@ -75,11 +71,20 @@ def put(
     with transaction.atomic():
         _lock(service)
         before = Schedule.objects.filter(service=service).first()
-        values = {"every": seconds, "cron": text, "keep": keep, "made_by": name_of(actor), "made_at": now}
+        if before and keep is not None and seconds is None and not text:
+            seconds, text = before.every, before.cron
+        if (seconds is None) == (not text):
+            raise bad_input(
+                "A schedule needs either every or cron.",
+                'Send for example {"every": "1h"} or {"cron": "0 3 * * *"}.',
+                field="every",
+            )
+        kept = keep or (before.keep if before else KEEP)
+        values = {"every": seconds, "cron": text, "keep": kept, "made_by": name_of(actor), "made_at": now}
         if before is None or (before.every, before.cron) != (seconds, text):
             values["next_at"] = timing.next_time(seconds, text, now)
         schedule, _made = Schedule.objects.update_or_create(service=service, defaults=values)
-        _record(service, actor, source, {"when": timing.in_words(seconds, text), "keep": keep})
+        _record(service, actor, source, {"when": timing.in_words(seconds, text), "keep": kept})
     return schedule
 
 
@@ -143,13 +148,14 @@ def as_typed(service_id: str) -> dict[str, str]:
     return {"every": every, "cron": schedule.cron, "keep": str(schedule.keep)}
 
 
-def look(node_name: str) -> None:
-    """Do all that is to be done now for the schedules of a node; to be called every few seconds."""
+def look() -> None:
+    """Do all that is to be done now for the schedules; to be called every few seconds."""
     now = timezone.now()
     future = now + _SET_BACK
-    wanting = Q(next_at__lte=now) | Q(settled=False) | Q(made_at__gt=future) | Q(last_at__gt=future)
-    schedules = Schedule.objects.filter(wanting, service__node__name=node_name)
-    for schedule in schedules.select_related("service__node"):
+    under_way = Exists(Job.objects.active().filter(pk=OuterRef("last_job")))
+    ended = Q(settled=False) & ~under_way
+    wanting = Q(next_at__lte=now) | ended | Q(made_at__gt=future) | Q(last_at__gt=future)
+    for schedule in Schedule.objects.filter(wanting).select_related("service__node"):
         with concerning(service=schedule.service_id):
             try:
                 _attend_to(schedule, now)
@@ -227,15 +233,22 @@ def surplus(schedule: Schedule) -> list[Image]:
     """Return the images beyond the newest that a schedule keeps, the oldest last.
 
     Only what it made itself can go, and of that neither what somebody has named since nor what came back as
-    an archive. Damaged ones don't count as kept: nothing can be restored from them.
+    an archive. Damaged ones don't count as kept: nothing can be restored from them. Those of a clock that was
+    ahead are older than they say, and the last one is the newest whatever the clock says.
     """
-    made = Job.objects.filter(service_ref=schedule.service_id, source=SOURCE).exclude(image_id="")
+    now = timezone.now()
+    last = Job.objects.filter(pk=schedule.last_job).values_list("image_id", flat=True).first()
     images = Image.objects.filter(
-        pk__in=made.values("image_id"), service_ref=schedule.service_id, node=schedule.service.node, name=""
+        Exists(Job.objects.filter(image_id=OuterRef("pk"), source=SOURCE, kind=JobKind.DUMP)),
+        service_ref=schedule.service_id,
+        node=schedule.service.node,
+        name="",
     )
     kept = 0
     found = []
-    for image in images.order_by("-created_at", "-id"):
+    for image in sorted(
+        images, key=lambda each: (each.pk == last, each.created_at <= now, each.created_at), reverse=True
+    ):
         if image.is_foreign:
             continue
         if kept >= schedule.keep:

@@ -20,12 +20,13 @@ router = Router(tags=["services"])
 class NewSchedule(Input):
     """every: seconds between two dumps, or such as "90s", "30m", "1h", "2d"; from 10 seconds to 366 days.
     cron: instead of that minute, hour, day of the month, month and day of the week, in UTC; all must fit.
-    keep: so many of the images that the schedule makes stay.
+    keep: so many of the images that the schedule makes stay; without it as many as before, or 3. With keep
+    alone the times stay.
     """
 
     every: int | str | None = None
     cron: str = ""
-    keep: int = schedules.KEEP
+    keep: int | None = None
 
 
 class ScheduleAnswer(Schema):

@@ -202,7 +202,7 @@ NOUNS: dict[str, list[Verb]] = {
             "dump a service at set times without ending it; without options, show its schedule",
             Option("--every", "TIME", "the time between two dumps (90s, 30m, 1h, 2d)"),
             Option("--cron", "EXPRESSION", 'when to dump, such as "0 3 * * *", in UTC'),
-            Option("--keep", "N", "keep so many of the images that it makes (default: 3)", number=True),
+            Option("--keep", "N", "keep so many of the images that it makes (3 at first)", number=True),
             Option("--off", "", "take the schedule away; its images stay"),
         ),
         Verb("rename", "SERVICE NEW_NAME", 'give a service another name ("" for none)'),

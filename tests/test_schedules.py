@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from django.db import OperationalError
+from django.db import OperationalError, connection
 from django.test import Client
 from django.utils import timezone
 
@@ -43,7 +43,7 @@ def due(service: Service, ago: float = 1) -> Schedule:
 
 
 def look() -> None:
-    schedules.look(Node.objects.local().name)
+    schedules.look()
 
 
 def dumps(service: Service) -> list[Job]:
@@ -122,7 +122,7 @@ def test_an_operator_gives_and_takes_it_and_the_record_says_so() -> None:
     said = list(AuditEvent.objects.filter(actor=anna.username).values_list("action", "source", "detail"))
     assert said == [
         ("set", "web", {"schedule": None}),
-        ("set", "api", {"schedule": {"when": "at 0 3 * * * UTC", "keep": 3}}),
+        ("set", "api", {"schedule": {"when": "at 0 3 * * * UTC", "keep": 5}}),
         ("set", "api", {"schedule": {"when": "every 1h", "keep": 5}}),
         ("set", "api", {"schedule": {"when": "every 1h", "keep": 2}}),
     ]
@@ -223,14 +223,34 @@ def test_a_schedule_at_fault_does_not_hold_up_the_others(caplog: pytest.LogCaptu
     assert f"the schedule of {first} failed" in caplog.text
 
 
-def test_another_node_s_schedule_is_left_alone() -> None:
+def test_a_node_with_a_worker_alone_is_looked_after_too() -> None:
     service = running_service("web")
     scheduled(service)
     Service.objects.update(node=Node.objects.create(name="other", last_seen_at=timezone.now()))
     look()
-    assert dumps(service) == []
-    schedules.look("other")
     assert [job.node.name for job in dumps(service)] == ["other"]
+
+
+def test_how_many_stay_is_changed_only_by_who_says_so() -> None:
+    service = running_service("web")
+    with pytest.raises(Problem):
+        schedules.put(service, keep=7, **ROOT)
+    schedules.put(service, every=60, **ROOT)
+    assert schedules.of(service).keep == 3
+    schedules.put(service, keep=7, **ROOT)
+    assert (schedules.of(service).every, schedules.of(service).keep) == (60, 7)
+    schedules.put(service, cron="0 3 * * *", **ROOT)
+    assert (schedules.of(service).every, schedules.of(service).keep) == (None, 7)
+
+
+def test_an_older_worker_deletes_a_service_that_has_a_schedule() -> None:
+    service = running_service("web")
+    scheduled(service)
+    Job.objects.update(service=None)
+    with connection.cursor() as cursor:  # it knows no table of schedules
+        cursor.execute("DELETE FROM services_service WHERE id = %s", [service.pk])
+        connection.check_constraints()
+    look()
 
 
 @pytest.mark.parametrize("wish", [{"every": 600}, {"cron": "*/10 * * * *"}], ids=str)
@@ -271,6 +291,22 @@ def test_only_its_own_images_beyond_the_newest_go() -> None:
     assert mine.pk not in deleted()
 
 
+def test_a_clock_that_was_ahead_costs_no_new_image() -> None:
+    service = running_service("web")
+    made = []
+    for _ in range(4):
+        scheduled(service, keep=2)
+        look()
+        made.append(dumped(dumps(service)[-1]))
+        Schedule.objects.update(settled=True)
+    Image.objects.filter(pk__in=[made[0].pk, made[1].pk]).update(
+        created_at=timezone.now() + timedelta(days=365)
+    )
+    Schedule.objects.update(settled=False)
+    look()
+    assert deleted() == {made[0].pk, made[1].pk}
+
+
 def test_what_is_used_or_all_that_is_left_of_a_service_stays() -> None:
     service = running_service("web")
     made = []
@@ -293,7 +329,7 @@ def test_a_database_that_is_away_is_waited_for(
     service = running_service("web")
     scheduled(service)
 
-    def away(_node: str) -> None:
+    def away() -> None:
         raise OperationalError("the database is away")
 
     with monkeypatch.context() as patched:

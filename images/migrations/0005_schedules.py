@@ -15,7 +15,7 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name='Schedule',
             fields=[
-                ('service', models.OneToOneField(on_delete=django.db.models.deletion.CASCADE, primary_key=True, related_name='schedule', serialize=False, to='services.service')),
+                ('service', models.OneToOneField(db_constraint=False, on_delete=django.db.models.deletion.CASCADE, primary_key=True, related_name='schedule', serialize=False, to='services.service')),
                 ('every', models.PositiveIntegerField(blank=True, null=True)),
                 ('cron', models.CharField(blank=True, default='', max_length=200)),
                 ('keep', models.PositiveIntegerField()),

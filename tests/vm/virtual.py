@@ -1,6 +1,6 @@
 """A Debian in a folder booted by a kernel of its own, in QEMU: for what namespaces cannot show.
 
-The kernel is the release's: root has all capabilities, systemd has all controllers of version 2 of control groups,
+The kernel is the release's: root has all capabilities, systemd all controllers of control groups (version 2),
 and a reboot is one. Without the processor's help (KVM) it takes a few minutes.
 """
 

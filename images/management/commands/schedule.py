@@ -17,7 +17,7 @@ class Command(ShellCommand):
         parser.add_argument("service", help="id, beginning of an id, name, or pid:NNN")
         parser.add_argument("--every", metavar="TIME", help="the time between two dumps (90s, 30m, 1h, 2d)")
         parser.add_argument("--cron", default="", metavar="EXPRESSION", help='such as "0 3 * * *", in UTC')
-        parser.add_argument("--keep", type=int, metavar="N", help="keep so many of its images (default: 3)")
+        parser.add_argument("--keep", type=int, metavar="N", help="keep so many of its images (3 at first)")
         parser.add_argument("--off", action="store_true", help="take the schedule away; its images stay")
 
     def work(self, **options: Any) -> None:
