@@ -107,8 +107,8 @@ def _how(state: dict[str, Any], ended: Ended) -> str:
         return "It was killed by SIGKILL: it wanted more memory than its limit (mhctl service show)."
     if state.get("told"):
         return (
-            f"It was ended through its supervisor, which was sent SIGTERM ({describe(ended)}): the end of its"
-            " scope (systemctl stop) or of the host does that."
+            f"It ended ({describe(ended)}) after its supervisor had been sent SIGTERM, as the end of its"
+            " scope (systemctl stop) or of the host does it."
         )
     if state.get("whole"):
         return f"Its init was {describe(ended)}, and with it all of its processes."

@@ -16,7 +16,7 @@ def unit_of(groups: str, environ: Mapping[str, str]) -> str:
 
     Args:
         groups: its /proc/PID/cgroup.
-        environ: its environment. A shell that somebody opened in such a unit is no part of it.
+        environ: its environment; a unit's processes have been told so there (systemd.exec(5)).
     """
     if "SYSTEMD_EXEC_PID" not in environ:
         return ""

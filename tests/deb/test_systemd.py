@@ -152,7 +152,7 @@ def test_each_run_of_a_service_has_a_scope_that_ends_with_it(machine: Machine, p
 
     machine.run("systemctl", "stop", scope)
     ended = eventually(lambda: (now := shown(machine, "counter"))["status"] == "exited" and now)
-    assert "through its supervisor" in ended["status_reason"], ended
+    assert "its supervisor had been sent SIGTERM" in ended["status_reason"], ended
     assert is_gone(machine, scope)
     machine.run("mhctl", "service", "create", "--name", "short", "--", "sleep", "3")
     scope = scope_of(machine, "short")

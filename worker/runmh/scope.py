@@ -5,6 +5,7 @@ A scope holds processes that systemd has not started (systemd.scope(5)), and end
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -16,8 +17,10 @@ SYSTEMD = "/run/systemd/private"
 """systemctl's own way to systemd, when it is root's: there without a bus, and open to root alone."""
 PATIENCE = 2.0
 """Seconds that systemd may take; a service then stays in the worker's control group."""
-_AGAIN = 0.002
+_AGAIN = 0.02
 """Seconds after which is asked again while the scope of the service's last run still ends."""
+_TO_CANCEL = 0.5
+"""Seconds more that it gets to take back what it has not done."""
 _PATH, _MANAGER = "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"
 _EXISTS = "org.freedesktop.systemd1.UnitExists"
 _KNOWS_OOM_POLICY = 253
@@ -43,7 +46,7 @@ def enter(service: str, pids: Sequence[int], worker: str, title: str) -> str:
         title: what systemctl shall call it; "" for its id.
 
     Raises:
-        NoScope: they stay where they are. If systemd did not answer in time, it may still do it later.
+        NoScope: they stay where they are.
     """
     return _asked(lambda systemd: _start(systemd, service, pids, worker, title))
 
@@ -101,12 +104,28 @@ def _start(systemd: bus.Connection, service: str, pids: Sequence[int], worker: s
     if _version(systemd) >= _KNOWS_OOM_POLICY:
         properties.append(("OOMPolicy", ("s", "continue")))
     job = _begun(systemd, name, properties)
-    while True:
-        _, ended, _, result = systemd.signal("JobRemoved").arguments("uoss")
-        if ended == job:
-            if result != "done":
-                raise NoScope(f"Its start ended as {result!r}")
-            return name
+    try:
+        while True:
+            _, ended, _, result = systemd.signal("JobRemoved").arguments("uoss")
+            if ended == job:
+                break
+    except OSError:
+        # It waits for another job, such as a stop of the worker; what it would move then must stay.
+        _cancel(job)
+        raise
+    if result != "done":
+        raise NoScope(f"Its start ended as {result!r}")
+    return name
+
+
+def _cancel(job: str) -> None:
+    """Take a job back, if systemd still hears."""
+    with contextlib.suppress(OSError, bus.Refused):
+        systemd = bus.Connection(SYSTEMD, _TO_CANCEL)
+        try:
+            systemd.call(job, "org.freedesktop.systemd1.Job", "Cancel")
+        finally:
+            systemd.close()
 
 
 def _begun(systemd: bus.Connection, name: str, properties: object) -> str:
