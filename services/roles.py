@@ -55,6 +55,10 @@ def make_groups(**_signal: Any) -> None:
         f"{app}.{codename}": pk
         for pk, app, codename in Permission.objects.values_list("pk", "content_type__app_label", "codename")
     }
+    if AUDIT in ids and not Group.objects.filter(name=AUDITOR).exists():
+        # Before there was this role, who might administer saw the audit.
+        for group in Group.objects.filter(permissions=ids[ADMINISTER]):
+            group.permissions.add(ids[AUDIT])
     for role, permissions in ROLES.items():
         group, _made = Group.objects.get_or_create(name=role)
         group.permissions.set([ids[name] for name in permissions if name in ids])

@@ -257,3 +257,10 @@ def test_the_admin_pages_have_no_door_of_their_own(ann: User) -> None:
     assert browser_of(member("admin")).get("/admin/").status_code == 200
     assert Client().post("/admin/login/", {"username": ann.username, "password": PASSWORD}).status_code == 302
     assert not AuditEvent.objects.filter(action="login").exists()
+
+
+def test_an_empty_form_is_no_try() -> None:
+    for sent in ({}, {"username": "anna"}, {"password": PASSWORD}):
+        assert Client().post("/login/", sent).status_code == 200
+    assert not AccessAttempt.objects.exists()
+    assert not AuditEvent.objects.filter(action="login").exists()

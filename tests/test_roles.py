@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from django.conf import settings
-from django.contrib.auth.models import Group, User
+from django.contrib.auth.models import Group, Permission, User
 from django.core.management import call_command
 from django.test import AsyncClient, Client
 
@@ -136,6 +136,20 @@ def test_roles_are_groups_made_with_the_database() -> None:
     make_groups()
     make_groups()
     assert may(member("viewer"), SEE) and may(member("admin"), ADMINISTER)
+
+
+def test_who_saw_the_audit_before_there_were_auditors_still_does() -> None:
+    Group.objects.get(name="auditor").delete()
+    own = Group.objects.create(name="night shift")
+    own.permissions.set(Permission.objects.filter(codename__in=("see", "administer")))
+    make_groups()
+    user = member(None)
+    user.groups.add(own)
+    client = Client()
+    client.force_login(user)
+    assert "/admin/" in client.get("/audit/").content.decode()
+    client.force_login(member("auditor"))
+    assert "/admin/" not in client.get("/audit/").content.decode()
 
 
 def test_who_has_no_role_sees_nothing() -> None:

@@ -35,6 +35,10 @@ def main(words: Sequence[str]) -> None:
     home = Path("/", os.environ.get("GNUPGHOME") or Path("~/.gnupg").expanduser())
     shown, private = [*SHOWN], []
     if home.is_dir():
+        if home.stat().st_uid != 0:
+            sys.exit(
+                f"keyring: {home} is not root's, and another's keyring cannot be read without capabilities"
+            )
         shown += dict.fromkeys((str(home), str(home.resolve())))
     else:
         private.append(str(home))  # without a keyring there is no key either, which gpg says best

@@ -110,4 +110,6 @@ def test_a_host_of_its_own(host: VirtualMachine) -> None:
     host.pull_the_plug()
     host.boot()
     assert eventually(lambda: host.run(*COUNT), 240) == "3\n", "it is back from its last image"
-    assert "several" in host.run("mhctl", "service", "list")
+    listed = json.loads(host.run("mhctl", "--json", "service", "list", "--all"))
+    found = {each["name"]: each["status"] for each in listed}
+    assert found == {"greedy": "stopped", "several": "exited", "counter": "running"}
