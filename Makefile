@@ -19,6 +19,7 @@ help:
 	@echo "make test-faults  kill, damage and fill what can be, as often as docs/reliability.md tells (hours)"
 	@echo "make fuzz         shape archives, images and states for a minute each (FUZZ_ARGS='--seconds 600')"
 	@echo "make test-compose docker-compose.yml on a container engine that it fetches (minutes)"
+	@echo "make test-vm      the package in QEMU, with a kernel of its own: a quarter of an hour without KVM"
 	@echo "make test-api     2,000 requests made from the API's description; make audit asks for known holes"
 	@echo "make bench        measure against bare CRIU; make bench-peers against container engines"
 	@echo "make bench-pages  measure the pages: 200,000 jobs in the database, a dump under 200 open pages"
