@@ -11,6 +11,9 @@ import pytest
 
 from worker import forks, locks
 
+FORKS = 100
+"""In as many, one that falls into such a moment is all but certain."""
+
 
 def connect(database: Path) -> sqlite3.Connection:
     return sqlite3.connect(database, isolation_level=None, timeout=2, check_same_thread=False)
@@ -84,3 +87,38 @@ def test_a_process_that_is_forked_meanwhile_holds_no_lock(tmp_path: Path) -> Non
     finally:
         os.close(end)
         os.waitpid(child, 0)
+
+
+@pytest.mark.filterwarnings("ignore:This process.*fork:DeprecationWarning")
+def test_nor_one_that_was_about_to_be_taken_or_let_go(tmp_path: Path) -> None:
+    """Between a file's opening and the note of it, and between that and its closing, others may run."""
+    path, enough = tmp_path / "job.lock", threading.Event()
+
+    def take_and_let_go() -> None:
+        while not enough.is_set():
+            with locks.held(path):
+                pass
+
+    agent = threading.Thread(target=take_and_let_go)
+    agent.start()
+    awaited, end = os.pipe()
+    children = []
+    try:
+        for _ in range(FORKS):
+            child = os.fork()
+            if child == 0:
+                os.close(end)
+                os.read(awaited, 1)
+                os._exit(0)
+            children.append(child)
+        enough.set()
+        agent.join()
+        # The youngest may not yet have let go of what it has got.
+        with locks.held(path, 10) as taken:
+            assert taken is not None
+    finally:
+        enough.set()
+        os.close(awaited)
+        os.close(end)
+        for child in children:
+            os.waitpid(child, 0)

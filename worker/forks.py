@@ -1,19 +1,21 @@
-"""Keeps a database connection of one thread out of the processes that another thread forks.
+"""Keeps out of the processes that a thread forks what another thread is in the midst of.
 
 SQLite notes in the memory of its process which locks that process holds (os_unix.c, `unixShmNode`). A process
 that is forked while a thread holds one believes for ever that it is held: "database is locked", by nobody.
 So a fork waits until the thread has finished with the database, and closes its connection before it happens.
+It waits, too, until a lock file that was opened is noted as such, and one that is not any more is closed.
 Knows neither jobs nor services.
 """
 
 from __future__ import annotations
 
+import _thread  # runmh, which holds a lock, stays small without threading
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_in_use = threading.RLock()
+_in_use = _thread.RLock()
+_moment = _thread.allocate_lock()
 _closers: list[Callable[[], None]] = []
 
 
@@ -21,6 +23,13 @@ _closers: list[Callable[[], None]] = []
 def kept_away() -> Iterator[None]:
     """Let no fork happen during the block."""
     with _in_use:
+        yield
+
+
+@contextmanager
+def put_off() -> Iterator[None]:
+    """Let no fork happen during the block, a short one that waits for nothing: no lock, no database."""
+    with _moment:
         yield
 
 
@@ -33,11 +42,18 @@ def _before() -> None:
     _in_use.acquire()
     for close in _closers:
         close()
+    # The last: who is in such a moment waits for nobody, but may have the database in use.
+    _moment.acquire()
+
+
+def _in_parent() -> None:
+    _moment.release()
+    _in_use.release()
 
 
 def _in_child() -> None:
     _closers.clear()
-    _in_use.release()
+    _in_parent()
 
 
-os.register_at_fork(before=_before, after_in_parent=_in_use.release, after_in_child=_in_child)
+os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

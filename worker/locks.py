@@ -8,6 +8,8 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from worker import forks
+
 if TYPE_CHECKING:  # runmh, which holds a lock as long as it lives, stays small without pathlib
     from collections.abc import Iterator
     from pathlib import Path
@@ -23,8 +25,7 @@ def take(path: str | Path) -> int | None:
     Returns:
         The descriptor that holds the lock until it is closed, or None if another process has it.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    _held.add(descriptor)
+    descriptor = _open(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -36,8 +37,7 @@ def take(path: str | Path) -> int | None:
 @contextmanager
 def waited_for(path: str | Path) -> Iterator[None]:
     """Hold the lock file `path` for the block, waiting until nobody else has it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    _held.add(descriptor)
+    descriptor = _open(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -69,10 +69,19 @@ def held(path: str | Path, patience: float = 0.0) -> Iterator[int | None]:
             _let_go(descriptor)
 
 
+def _open(path: str | Path) -> int:
+    # Python lets other threads run while it opens or closes a file, so one could fork in between.
+    with forks.put_off():
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        _held.add(descriptor)
+    return descriptor
+
+
 def _let_go(descriptor: int) -> None:
-    if descriptor in _held:
-        _held.remove(descriptor)
-        os.close(descriptor)
+    with forks.put_off():
+        if descriptor in _held:
+            _held.remove(descriptor)
+            os.close(descriptor)
 
 
 def _in_child() -> None:
