@@ -34,7 +34,7 @@ VICTIMS = [
 def asked(log: Path) -> bool:
     """Tell whether CRIU has asked whether the service may run."""
     with contextlib.suppress(OSError):
-        return b"Running post-restore scripts" in log.read_bytes()[-4096:]
+        return b"Running post-restore scripts" in log.read_bytes()
     return False
 
 
@@ -47,8 +47,9 @@ def kill_at_the_last(lab: Lab, service: Kept, victims: tuple[str, ...], moment: 
     job = service.begin("restore")
     pool = eventually(lambda: lab.at_work(job["object_id"]), 10)
     deadline = time.monotonic() + 10
-    while not asked(log) and time.monotonic() < deadline:
+    while not (has_asked := asked(log)) and time.monotonic() < deadline:
         pass  # without a pause: such a moment is short
+    assert has_asked, f"CRIU did not ask in {log}, or has other words for it"
     runmh = supervision.read_state(paths, service.id).get("runmh", [0])[0]
     criu = [pid for pid in process.children(runmh) if _is_criu(pid)]
     time.sleep(moment)
