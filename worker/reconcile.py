@@ -367,7 +367,7 @@ def rescan(paths: Paths, node: Node) -> list[str]:
     changes = []
     on_disk, known = _images(paths, node)
     for folder in (paths.run_dir / "services").glob("[0-9a-f]*"):
-        with locks.held(folder / "job.lock") as alone:
+        with locks.held(paths.job_lock(folder.name)) as alone:
             if alone is not None:  # the job that would settle it may be lost with its row
                 unfinished.settle(paths, folder.name)
     present = _ids((paths.state_dir / "services").glob("*/spec.json"))
