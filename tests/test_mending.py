@@ -11,6 +11,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +21,9 @@ import pytest
 from tests.servers import Connection, Redis, connected, started
 from tests.stack import Answer, Stack, eventually, living
 from tests.stopping import stopped_at
-from worker import process
+from worker import connections, process
+from worker.durable import write_json
+from worker.paths import Paths
 
 PATIENCE = 2
 """Seconds that CRIU may be silent on this node."""
@@ -201,6 +204,22 @@ def test_clients_that_a_restore_has_let_go_of_are_told(
         is_told()
     with connected(connection.address[1]) as another:
         assert another.ask("GET told", lines=2) == "nobody"
+
+
+def test_what_a_restore_was_about_to_let_go_of_is_gone_after_a_start(folder: Path) -> None:
+    """Also where nobody came to say that it was broken off."""
+    paths = Paths(folder / "state", folder / "run", folder / "log")
+    service, image, run = (uuid.uuid4().hex for _ in range(3))
+    paths.spec(service).parent.mkdir(parents=True)
+    write_json(paths.spec(service).with_name("present.json"), {"image": image, "run": run})
+    subprocess.run(["nft", "add", "table", "inet", f"CRIU-{run[:21]}"], check=True)
+    try:
+        connections.about_to_go(paths, service, image)
+        assert f"table inet CRIU-{run[:21]}" in tables()
+        connections.service_runs(paths, service, "")
+        assert f"table inet CRIU-{run[:21]}" not in tables()
+    finally:
+        connections.release(run)
 
 
 def test_a_criu_that_hangs_and_has_lost_its_worker_is_ended_too(

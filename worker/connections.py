@@ -118,7 +118,7 @@ def service_runs(paths: Paths, service_id: str, image_id: str) -> None:
     """Note that the service runs, from this image or (empty) a start; connections of another are let go."""
     present = _read(paths, service_id)
     if present.get("image") and present["image"] != image_id:
-        release(str(present.get("run", "")))
+        release(str(present.get("run") or present.get(_LET_GO, "")))
     write_json(_path(paths, service_id), {"image": "", "run": ""}, durable=False)
 
 
