@@ -89,6 +89,26 @@ def test_a_supervisor_that_hangs_is_ended_with_its_job() -> None:
     operations.request_start(service, actor="root", source="manage")
 
 
+def test_a_job_that_cannot_be_settled_yet_keeps_no_other_from_it() -> None:
+    """The disk of RUN_DIR is full: how a restore went cannot be written down."""
+    paths, services = tasks.paths(), [made_service(), made_service()]
+    older, newer = (operations.claim(service.jobs.get().pk, worker=DEAD) for service in services)
+    assert older and newer
+    state = paths.state(newer.service_ref)
+    state.parent.mkdir(parents=True)
+    dead = (4194303, 1)
+    left = {"phase": "restoring", "runmh": dead, "init": dead, "mounts": [], "pipe": 1, "image": ""}
+    write_json(state, left)
+    full = state.with_name(f"{state.name}.{os.getpid()}.tmp")
+    full.mkdir()  # where its next content would be written
+    assert reconcile.settle_lost_jobs(paths, older.node.name) == 1
+    older.refresh_from_db()
+    newer.refresh_from_db()
+    assert (older.status, newer.status) == ("lost", "running")
+    full.rmdir()
+    assert reconcile.settle_lost_jobs(paths, older.node.name) == 1
+
+
 @pytest.mark.parametrize("renamed", [False, True])
 def test_a_deletion_that_was_killed_is_brought_to_its_end_once_the_image_is_none(renamed: bool) -> None:
     service = made_service()

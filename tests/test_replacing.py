@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from services.models import Job, Node, Service
+from tests.rows import running_service
 from tests.servers import Redis, connected, program, started
 from tests.stack import Stack, eventually, living
 from worker import process
+from worker.booting import Boot
+from worker.errors import JobFailed
+from worker.paths import Paths
 from worker.pauses import Pauses
+from worker.replacing import Replacing, Untaken
 
 COMES_BACK = "--restore-on-boot"
 PATIENCE = 2.0
@@ -64,6 +72,24 @@ def shown(node: Stack, service: str, when: Callable[[dict[str, Any]], Any]) -> d
     found = eventually(look)
     assert found, node.show("service", service)
     return found
+
+
+def coming_back() -> Service:
+    """Return a service that runs, as far as the rows know, and may come back by itself."""
+    service = running_service()
+    Service.objects.filter(pk=service.pk).update(restore_on_boot=True)
+    service.refresh_from_db()
+    return service
+
+
+def started_anew(folder: Path) -> tuple[Paths, Boot]:
+    """Return folders of a node, and what brings back its services; it had none at its boot."""
+    paths = Paths(folder / "state", folder / "run", folder / "log")
+    for each in (paths.state_dir, paths.run_dir / "started", paths.run_dir / "services"):
+        each.mkdir(parents=True)
+    boot = Boot(paths, Node.objects.local().name, 0)
+    boot.look()
+    return paths, boot
 
 
 def kill_supervisor(node: Stack, service: str) -> dict[str, Any]:
@@ -170,6 +196,28 @@ def test_what_an_unwatched_service_printed_last_is_in_its_log(lonely: OfItsOwnPy
         assert node.log(service).splitlines() == ["its last words"]
     finally:
         errors.rmdir()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_nothing_is_dumped_that_could_not_be_known_to_come_back(folder: Path) -> None:
+    """The disk of STATE_DIR is full. The agent's other work goes on meanwhile, and it is tried again."""
+    paths, boot = started_anew(folder)
+    replacing, service = Replacing(boot, 0), coming_back()
+    untaken = {service.pk: Untaken(time.monotonic(), 3, 0, JobFailed("x", "It hangs.", ""))}
+    full = paths.state_dir / f"boot.json.{os.getpid()}.tmp"
+    full.mkdir()  # where its next content would be written
+    replacing.sweep(untaken)
+    boot.sweep()
+    assert not service.jobs.filter(kind="dump").exists()
+    assert "cannot be noted" in replacing.outlook(service.pk, comes_back=True)
+    full.rmdir()
+
+    def asked() -> Job | None:
+        replacing.sweep(untaken)
+        return service.jobs.filter(kind="dump", source="agent").first()
+
+    assert eventually(asked)
+    assert service.pk in json.loads((paths.state_dir / "boot.json").read_bytes())["replaced"]
 
 
 def test_pauses_grow(monkeypatch: pytest.MonkeyPatch) -> None:

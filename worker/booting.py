@@ -90,10 +90,19 @@ class Boot:
                 self._keep()
 
     def expect(self, service_id: str) -> None:
-        """Bring a service back once it is dumped, which is about to be asked for; one that runs on does."""
+        """Bring a service back once it is dumped, which is about to be asked for; one that runs on does.
+
+        Raises:
+            OSError: that cannot be kept, so it must not be dumped.
+        """
         self._pending[service_id] = []
         self._replaced.add(service_id)
-        self._keep()
+        try:
+            self._keep()
+        except OSError:
+            del self._pending[service_id]
+            self._replaced.discard(service_id)
+            raise
 
     def _mark_wanted(self) -> None:
         """Keep on the disk which services shall come back, for a rescan after the database was lost."""

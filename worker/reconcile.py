@@ -5,6 +5,7 @@ One of the few modules of the worker that touch rows (tests/test_layers.py names
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,8 @@ from worker.engine import Ended, describe
 from worker.errors import JobFailed
 from worker.paths import IS_ID, Paths
 from worker.process import Process
+
+log = logging.getLogger(__name__)
 
 _SHOWN = ("version", "mounts", "machine", "spec", "origin", "carried")
 """What of a manifest the rows keep."""
@@ -144,13 +147,16 @@ def settle_lost_jobs(paths: Paths, node: str, overdue: Callable[[str], bool] = l
     for job in running:
         if worker_lives(job.worker):
             continue
-        with _left_alone(paths, job) as alone:
-            if alone and (not job.service_ref or unfinished.settle(paths, job.service_ref)):
-                _settle(paths, job)
-                ended += 1
-            elif overdue(job.pk):
-                criu.kill_holder(paths.job_lock(job.service_ref))
-                supervision.end_hung(paths, job.service_ref)
+        try:
+            with _left_alone(paths, job) as alone:
+                if alone and (not job.service_ref or unfinished.settle(paths, job.service_ref)):
+                    _settle(paths, job)
+                    ended += 1
+                elif overdue(job.pk):
+                    criu.kill_holder(paths.job_lock(job.service_ref))
+                    supervision.end_hung(paths, job.service_ref)
+        except OSError as error:  # a full disk keeps it from being settled, but not the others
+            log.warning("job %s is settled later: %s", job.pk, error, extra={"job": job.pk})
     return ended
 
 

@@ -15,7 +15,7 @@ from services.models import Job, Service
 from services.problems import Problem
 from services.states import JobState, ServiceState
 from worker.booting import Boot
-from worker.errors import JobFailed
+from worker.errors import JobFailed, describe
 from worker.pauses import Pauses
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,11 @@ class Replacing:
 
     def _ask(self, service: Service) -> None:
         # Noted before it is asked for: whatever dies meanwhile, a service that was dumped comes back.
-        self._boot.expect(service.pk)
+        try:
+            self._boot.expect(service.pk)
+        except OSError as error:
+            self._wait(service.pk, f"That it shall come back cannot be noted: {describe(error)}.")
+            return
         try:
             job = operations.request_dump(service, actor="agent", source="agent", why=_WHY)
         except Problem as problem:
