@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
+from services import operations
 from services.models import Job, Node, Service
-from tests.rows import running_service
+from tests.rows import recorded_image, running_service, taken
 from tests.servers import Redis, connected, program, started
 from tests.stack import Stack, eventually, living
-from worker import process
+from worker import connections, process
 from worker.booting import Boot
 from worker.errors import JobFailed
 from worker.paths import Paths
@@ -218,6 +219,25 @@ def test_nothing_is_dumped_that_could_not_be_known_to_come_back(folder: Path) ->
 
     assert eventually(asked)
     assert service.pk in json.loads((paths.state_dir / "boot.json").read_bytes())["replaced"]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("source", ["agent", "mhctl"])
+def test_only_what_the_agent_itself_has_dumped_is_brought_back(folder: Path, source: str) -> None:
+    """Its dump was cancelled, failed or came too late: an operator has put the service away."""
+    paths, boot = started_anew(folder)
+    service = coming_back()
+    boot.expect(service.pk)
+    operations.cancel(operations.request_dump(service, actor="agent", source="agent"), "root")
+    job = taken(operations.request_dump(service, actor="root", source=source))
+    recorded_image(service, job.image_id)
+    paths.spec(service.pk).parent.mkdir(parents=True)
+    connections.service_left(paths, service.pk, job.image_id)
+    operations.succeed(job, service_state=None, result={}, statistics={})
+    boot.sweep()
+    asked = [job.image_id for job in service.jobs.filter(kind="restore")]
+    assert asked == ([job.image_id] if source == "agent" else [])
+    assert (service.pk in boot._pending) == bool(asked)
 
 
 def test_pauses_grow(monkeypatch: pytest.MonkeyPatch) -> None:

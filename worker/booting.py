@@ -17,7 +17,7 @@ from images.models import Image
 from services import booting
 from services.models import Job, Service
 from services.problems import Problem
-from services.states import JobState, ServiceState
+from services.states import JobKind, JobState, ServiceState
 from worker import connections, supervision
 from worker.durable import sync_folder, write_json
 from worker.errors import describe
@@ -147,11 +147,17 @@ class Boot:
         if runs or any(job.status == JobState.SUCCEEDED for job in tries):
             return True
         if service_id in self._replaced:
-            if service.state is not ServiceState.DUMPED:
-                return True  # it has ended otherwise
+            if service.state is not ServiceState.DUMPED or self._is_put_away(service_id):
+                return True  # it has ended otherwise, or by another's wish
             if self._pauses.last(service_id):
                 return False
         return self._try_next(service, tries)
+
+    def _is_put_away(self, service_id: str) -> bool:
+        """Tell whether somebody else's dump came before the one that was to be brought back."""
+        present = connections.present_image(self._paths, service_id)
+        dumps = Job.objects.filter(kind=JobKind.DUMP, image_id=present)
+        return dumps.exclude(source="agent").exists()
 
     def _try_next(self, service: Service, tries: list[Job]) -> bool:
         lost = [job.image_id for job in tries if job.status == JobState.LOST]
