@@ -136,11 +136,12 @@ class Boot:
 
     def _bring_back(self, service_id: str) -> bool:
         """Ask for the next restore of a service; True once nothing is left to be asked for."""
+        # First, for a job that ends in between would be seen neither at work nor as done.
+        if Job.objects.active().filter(service=service_id).exists():
+            return False  # what was asked for goes first
         service = Service.objects.filter(pk=service_id).first()
         if service is None or not service.restore_on_boot or service.state is ServiceState.STOPPED:
             return True
-        if Job.objects.active().filter(service=service).exists():
-            return False  # what was asked for goes first
         asked = self._pending[service_id]
         tries = sorted(Job.objects.filter(pk__in=asked), key=lambda job: asked.index(job.pk))
         runs = supervision.running(self._paths, service_id) is not None
