@@ -21,7 +21,7 @@ from tests.rows import running_service
 from tests.stack import CHECKOUT, eventually
 from tests.test_dry_run import Node
 from tests.test_outliving import running_with
-from worker import connections, locks, orphans, process, reconcile, restoring, supervision, tasks
+from worker import cgroups, connections, locks, orphans, process, reconcile, restoring, supervision, tasks
 from worker.engine import Engine
 from worker.errors import JobFailed
 from worker.process import Process
@@ -30,6 +30,9 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 DEAD = "node:4194303:1"
 """A worker that does not live: a PID that has never had that start time."""
+
+LIMITS = {"memory": 64 << 20, "tasks": 50}
+"""Bytes and processes."""
 
 # What a worker does that dies with the supervisor when it has said "go on"; with "criu", CRIU does with them.
 RESTORES_AND_DIES = """
@@ -79,7 +82,7 @@ def broken_off(request: pytest.FixtureRequest) -> Iterator[tuple[Restored, bool]
     service, word = running_service(), f"3600.{os.getpid()}"
     paths, engine = tasks.paths(), tasks.engine(lambda _step: None)
     paths.images.mkdir(exist_ok=True)
-    engine.start(service.pk, {"argv": ["/bin/sleep", word]})
+    engine.start(service.pk, {"argv": ["/bin/sleep", word], "limits": limits()})
     try:
         asked = operations.request_dump(service, actor="root", source="manage")
         dump = operations.claim(asked.pk, worker=DEAD)
@@ -98,7 +101,23 @@ def broken_off(request: pytest.FixtureRequest) -> Iterator[tuple[Restored, bool]
         engine.stop(service.pk, 0)
         engine.delete_service(service.pk)
         assert eventually(lambda: not running_with(word))
+        # Without a supervisor it leaves them.
+        cgroups.remove({str(file.parent) for file in limit_files(service.pk)})
         orphans.reap()
+
+
+def limits() -> dict[str, int]:
+    """Return limits that this host can set."""
+    return {name: most for name, most in LIMITS.items() if cgroups.home(name)}
+
+
+def limit_files(service_id: str) -> dict[Path, int]:
+    """Return the files of the control groups that a service has for them, and what shall be in each."""
+    return {
+        Path(at.folder, f"miehisto-{service_id}", cgroups._FILES[name, at.version]): most
+        for name, most in limits().items()
+        if (at := cgroups.home(name))
+    }
 
 
 def test_what_was_restored_is_found_and_taken_over_or_ended(broken_off: tuple[Restored, bool]) -> None:
@@ -126,6 +145,8 @@ def test_what_was_restored_is_found_and_taken_over_or_ended(broken_off: tuple[Re
     assert taken and taken.runmh.alive() and taken.adopted
     assert list(taken.init) == alone["init"]
     assert sorted(running_with(word)) == sorted(process.tree(taken.init.pid))
+    wanted = limit_files(service.pk)
+    assert {file: int(file.read_text()) for file in wanted} == wanted, "CRIU's room is taken back"
 
 
 def test_a_rescan_finds_it_too(broken_off: tuple[Restored, bool]) -> None:

@@ -127,6 +127,11 @@ class Supervisor:
             return _limit_refused(error)
         return None
 
+    def _narrow(self) -> None:
+        """Take back the room that CRIU had, if that was not done."""
+        if limits := self.state.pop("widened", None):
+            cgroups.narrow(self.state["groups"], limits)
+
     def _place(self, child: int) -> dict[str, Any] | None:
         """Put this process and its only child where the service shall live; return why that cannot be.
 
@@ -158,7 +163,8 @@ class Supervisor:
         limits = json.loads(self.arguments.limits)
         if refusal := self._make_groups(limits, room_for_criu=True):
             return refusal
-        self.write_state("restoring")
+        # Until CRIU has ended its room is there, whoever takes it back.
+        self.write_state("restoring", widened=limits)
         self.swrk = os.fork()
         if self.swrk == 0:
             self._become_criu()
@@ -177,7 +183,7 @@ class Supervisor:
         restored = children(os.getpid())
         if status == 0 and restored:
             self.init = restored[0]
-            cgroups.narrow(self.state["groups"], limits)
+            self._narrow()
             return None
         self.end_children()
         return {
@@ -203,6 +209,7 @@ class Supervisor:
         self.state = left | {"runmh": self.state["runmh"], "adopted": True}
         self.stranger = Stranger(Process(*left["init"]))
         self.init = left["init"][0]
+        self._narrow()
         if self.arguments.unit:
             self._follow()
         return None
