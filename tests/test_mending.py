@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -18,12 +19,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.isolation import FOLDER
 from tests.servers import Connection, Redis, connected, started
 from tests.stack import Answer, Stack, eventually, living
 from tests.stopping import stopped_at
 from worker import connections, process
 from worker.durable import write_json
 from worker.paths import Paths
+
+DEATHS_IN_A_ROW = 3
+"""So often a worker is killed before its node is begun anew."""
 
 PATIENCE = 2
 """Seconds that CRIU may be silent on this node."""
@@ -32,22 +37,41 @@ WEIGHT = 200_000_000
 """Bytes that the service holds: sealing and restoring them takes long enough for this process to come in."""
 
 
+class Hasty(Stack):
+    """A node that has little patience with CRIU, and whose worker is killed now and then."""
+
+    deaths = 0
+
+    def kill_worker(self) -> None:
+        """Kill the worker's main process."""
+        os.kill(self.part("worker"), signal.SIGKILL)
+        self.deaths += 1
+
+    def calm(self) -> None:
+        """Begin a new life of miehistod before it gives up, at the fifth death in a minute."""
+        if self.deaths >= DEATHS_IN_A_ROW:
+            self.stop()
+            self.start()
+            self.deaths = 0
+
+
 @pytest.fixture(scope="module")
-def hasty_node() -> Iterator[Stack]:
-    """A node that has little patience with CRIU."""
-    with living(Stack, "hasty-node", MIEHISTO_JOB_TIMEOUT=str(PATIENCE)) as made:
+def hasty_node() -> Iterator[Hasty]:
+    """Such a node."""
+    with living(Hasty, "hasty-node", MIEHISTO_JOB_TIMEOUT=str(PATIENCE)) as made:
         yield made
 
 
 @pytest.fixture
-def hasty(hasty_node: Stack) -> Iterator[Stack]:
+def hasty(hasty_node: Hasty) -> Iterator[Hasty]:
     """That node with nothing on it."""
     yield hasty_node
     hasty_node.clear()
+    hasty_node.calm()
 
 
 @pytest.fixture
-def client(hasty: Stack, folder: Path) -> Iterator[tuple[str, Connection]]:
+def client(hasty: Hasty, folder: Path) -> Iterator[tuple[str, Connection]]:
     """A Redis, its id, and a client that is connected to it all the while."""
     server = Redis(folder)
     service = started(hasty, server)
@@ -57,21 +81,32 @@ def client(hasty: Stack, folder: Path) -> Iterator[tuple[str, Connection]]:
         yield service, connection
 
 
-def tables() -> set[str]:
-    """Return the firewall tables of this host."""
-    shown = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True)
-    return set(shown.stdout.splitlines())
+def tables(connection: Connection) -> set[str]:
+    """Return the firewall tables of this host that are about a server's port."""
+    port = connection.address[1]
+    shown = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True)
+    parts = re.split(r"^(?=table )", shown.stdout, flags=re.MULTILINE)
+    return {part.partition(" {")[0] for part in parts if re.search(rf"\b{port}\b", part)}
 
 
 def in_namespaces() -> set[str]:
-    """Return the command lines of all that runs in a PID namespace of its own."""
+    """Return the command lines of all that this run has begun and that has a PID namespace of its own.
+
+    What loses its parent becomes a child of miehistod's, or of this process.
+    """
     here = os.stat("/proc/self/ns/pid").st_ino
     found = set()
-    for folder in Path("/proc").glob("[0-9]*"):
+    for folder in (Path(f"/proc/{pid}") for pid in process.tree(os.getpid())):
         with contextlib.suppress(OSError):
             if (folder / "ns/pid").stat().st_ino != here:
                 found.add((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
     return found
+
+
+def mounts() -> set[str]:
+    """Return what is mounted on this host, but for what lies in the folders of other runs."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return {line for line in lines if "/miehisto-tests" not in line or str(FOLDER) in line}
 
 
 def in_background(work: Callable[[], Answer]) -> Future[Answer]:
@@ -84,11 +119,11 @@ def in_background(work: Callable[[], Answer]) -> Future[Answer]:
 
 @pytest.mark.parametrize("hangs", [False, True], ids=["killed", "hanging"])
 def test_a_dump_that_is_broken_off_leaves_the_service_with_its_clients(
-    hasty: Stack, client: tuple[str, Connection], hangs: bool
+    hasty: Hasty, client: tuple[str, Connection], hangs: bool
 ) -> None:
     """A CRIU that says nothing any more is killed after MIEHISTO_JOB_TIMEOUT."""
     service, connection = client
-    before, pid = tables(), hasty.show("service", service)["pid"]
+    before, pid = tables(connection), hasty.show("service", service)["pid"]
     for _attempt in range(5):
         answer = in_background(lambda: hasty.mhctl("service", "dump", service, check=False))
         # One that hangs when the image is sealed ends the service once it is woken, as it should.
@@ -111,19 +146,20 @@ def test_a_dump_that_is_broken_off_leaves_the_service_with_its_clients(
     shown = hasty.show("service", service)
     assert (shown["status"], shown["pid"]) == ("running", pid)
     assert connection.ask("GET told", lines=2) == "nobody"
-    assert tables() == before
+    assert tables(connection) == before
     assert list((hasty.folder / "state/images").iterdir()) == []
 
 
 @pytest.mark.parametrize("hangs", [False, True], ids=["killed", "hanging"])
 def test_a_restore_that_is_broken_off_leaves_nothing_but_the_image(
-    hasty: Stack, client: tuple[str, Connection], hangs: bool
+    hasty: Hasty, client: tuple[str, Connection], hangs: bool
 ) -> None:
     """And its clients go on waiting: the next restore answers them."""
     service, connection = client
     image = hasty.dump(service)
     others = in_namespaces()
-    held, mounts = tables(), Path("/proc/self/mountinfo").read_text()
+    held, mounted = tables(connection), mounts()
+    assert held
     connection.send("GET told")
     answer = in_background(lambda: hasty.mhctl("service", "restore", "--from", image, check=False))
     criu = stopped_at(hasty, service, "restore.log", "Running setup-namespaces scripts")
@@ -137,7 +173,8 @@ def test_a_restore_that_is_broken_off_leaves_nothing_but_the_image(
     assert hasty.show("service", service)["status"] == "dumped"
     # But for who reads what is in an image, for a moment.
     assert eventually(lambda: in_namespaces() <= others)
-    assert (tables(), Path("/proc/self/mountinfo").read_text()) == (held, mounts)
+    assert tables(connection) == held
+    assert eventually(lambda: mounts() <= mounted)
     hasty.mhctl("image", "verify", image)
 
     hasty.restore(image)
@@ -146,13 +183,12 @@ def test_a_restore_that_is_broken_off_leaves_nothing_but_the_image(
 
 
 def test_a_restore_says_when_clients_are_not_held_any_more(
-    hasty: Stack, client: tuple[str, Connection]
+    hasty: Hasty, client: tuple[str, Connection]
 ) -> None:
     """A firewall whose rules are loaded anew forgets CRIU's, too."""
     service, connection = client
-    before = tables()
     image = hasty.dump(service)
-    (table,) = tables() - before
+    (table,) = tables(connection)
     subprocess.run(["nft", "delete", *table.split()], check=True)
     with socket.create_server(connection.address):
         done = hasty.mhctl("service", "restore", "--from", image, check=False)
@@ -169,25 +205,25 @@ def test_a_restore_says_when_clients_are_not_held_any_more(
     ids=["before it lets go", "as it lets go", "and the client asks later"],
 )
 def test_clients_that_a_restore_has_let_go_of_are_told(
-    hasty: Stack, client: tuple[str, Connection], words: str, asks_first: bool, with_worker: bool
+    hasty: Hasty, client: tuple[str, Connection], words: str, asks_first: bool, with_worker: bool
 ) -> None:
     """Broken off too late to be taken back: no later restore picks up connections that have ended."""
     service, connection = client
-    before = tables()
     image = hasty.dump(service)
-    held = tables() - before
-    assert held
+    assert tables(connection)
     answer = in_background(lambda: hasty.mhctl("service", "restore", "--from", image, check=False))
     criu = stopped_at(hasty, service, "restore.log", words)
     present = hasty.folder / f"state/services/{service}/present.json"
     assert eventually(lambda: "let_go" in present.read_text(), PATIENCE), "it is noted before CRIU goes on"
-    for pid in [*hasty.pool(), hasty.part("worker")] if with_worker else []:
-        os.kill(pid, signal.SIGKILL)
+    if with_worker:
+        for pid in hasty.pool():
+            os.kill(pid, signal.SIGKILL)
+        hasty.kill_worker()
     criu.signal(signal.SIGKILL)
     done = answer.result(60)
     assert "connections are no longer held for the image" in done.err
     assert hasty.show("service", service)["status"] == "dumped"
-    assert not held & tables()
+    assert not tables(connection)
 
     def is_told() -> None:
         with pytest.raises(ConnectionError):  # not TimeoutError: nobody hangs
@@ -215,22 +251,22 @@ def test_what_a_restore_was_about_to_let_go_of_is_gone_after_a_start(folder: Pat
     subprocess.run(["nft", "add", "table", "inet", f"CRIU-{run[:21]}"], check=True)
     try:
         connections.about_to_go(paths, service, image)
-        assert f"table inet CRIU-{run[:21]}" in tables()
+        assert connections._nft("list", run)
         connections.service_runs(paths, service, "")
-        assert f"table inet CRIU-{run[:21]}" not in tables()
+        assert not connections._nft("list", run)
     finally:
         connections.release(run)
 
 
 def test_a_criu_that_hangs_and_has_lost_its_worker_is_ended_too(
-    hasty: Stack, client: tuple[str, Connection]
+    hasty: Hasty, client: tuple[str, Connection]
 ) -> None:
     """It would hold the service, frozen, and its job for ever."""
     service, connection = client
-    before, pid = tables(), hasty.show("service", service)["pid"]
+    before, pid = tables(connection), hasty.show("service", service)["pid"]
     job = hasty.mhctl("service", "dump", service, "--no-wait").out.strip()
     criu = stopped_at(hasty, service, "dump.log", "Running post-dump scripts")
-    os.kill(hasty.part("worker"), signal.SIGKILL)
+    hasty.kill_worker()
 
     ended = eventually(lambda: (now := hasty.show("job", job))["finished"] and now, 30)
     assert ended and ended["status"] == "lost"
@@ -238,11 +274,11 @@ def test_a_criu_that_hangs_and_has_lost_its_worker_is_ended_too(
     shown = hasty.show("service", service)
     assert (shown["status"], shown["pid"]) == ("running", pid)
     assert connection.ask("GET told", lines=2) == "nobody"
-    assert tables() == before
+    assert tables(connection) == before
 
 
 def test_a_worker_that_dies_between_deed_and_word_has_dumped(
-    hasty: Stack, client: tuple[str, Connection]
+    hasty: Hasty, client: tuple[str, Connection]
 ) -> None:
     """The image is sealed and the service ended, yet its row cannot be written: the next worker does that."""
     service, connection = client
@@ -257,7 +293,7 @@ def test_a_worker_that_dies_between_deed_and_word_has_dumped(
         assert eventually((hasty.state / "images" / image / "manifest.json").exists)
         assert eventually(lambda: not (hasty.folder / f"run/services/{service}/state.json").exists())
         pool = hasty.pool()
-        os.kill(hasty.part("worker"), signal.SIGKILL)
+        hasty.kill_worker()
         # The one that waits for the rows dies a moment later, and would write them until then.
         assert eventually(lambda: not any(map(process.Process.of, pool)))
         rows.execute("ROLLBACK")
