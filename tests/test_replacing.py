@@ -222,6 +222,20 @@ def test_nothing_is_dumped_that_could_not_be_known_to_come_back(folder: Path) ->
 
 
 @pytest.mark.django_db(transaction=True)
+def test_a_full_disk_keeps_no_service_from_coming_back_after_a_boot(folder: Path) -> None:
+    paths, boot = started_anew(folder)
+    service = coming_back()
+    recorded_image(service)
+    (paths.state_dir / "boot.json").unlink(missing_ok=True)
+    (paths.state_dir / f"boot.json.{os.getpid()}.tmp").mkdir()
+    boot = Boot(paths, service.node.name, 0)
+    boot.look()
+    Service.objects.update(status="exited", pid=None)  # as the rows are settled then
+    boot.sweep()
+    assert service.jobs.filter(kind="restore", source="agent").exists()
+
+
+@pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("source", ["agent", "mhctl"])
 def test_only_what_the_agent_itself_has_dumped_is_brought_back(folder: Path, source: str) -> None:
     """Its dump was cancelled, failed or came too late: an operator has put the service away."""

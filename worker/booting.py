@@ -74,7 +74,7 @@ class Boot:
             # What the boot before had tried is tried again.
             self._pending = {service_id: [] for service_id in sorted({*self._pending, *wanted})}
             self._replaced.clear()
-            self._keep()
+            self._keep_if_possible()
             if self._pending:
                 log.warning("a new boot: %d services shall come back", len(self._pending))
         self._known = True
@@ -87,7 +87,7 @@ class Boot:
                 del self._pending[service_id]
                 self._replaced.discard(service_id)
                 self._pauses.forget(service_id)
-                self._keep()
+                self._keep_if_possible()
 
     def expect(self, service_id: str) -> None:
         """Bring a service back once it is dumped, which is about to be asked for; one that runs on does.
@@ -129,6 +129,13 @@ class Boot:
     @property
     def _file(self) -> Path:
         return self._paths.state_dir / "boot.json"
+
+    def _keep_if_possible(self) -> None:
+        """Keep what is left to be done, or go on without: a worker that dies then begins the boot anew."""
+        try:
+            self._keep()
+        except OSError as error:
+            log.warning("what shall come back after this boot cannot be written: %s", describe(error))
 
     def _keep(self) -> None:
         kept = {"boot": self._boot, "pending": self._pending, "replaced": sorted(self._replaced)}
@@ -208,7 +215,7 @@ class Boot:
                 return False
             return self._give_up(service, problem.message)
         self._pending[service.pk].append(job.pk)
-        self._keep()
+        self._keep_if_possible()
         log.warning("service %s: %s", service.pk, why)
         return False
 
@@ -225,7 +232,7 @@ class Boot:
         # What was in the way of its supervisor may be in the way of this, and pass.
         self._pauses.begin(service.pk)
         self._pending[service.pk] = []
-        self._keep()
+        self._keep_if_possible()
         booting.give_up(service.pk, f"{reason} That is tried again.", state)
         return False
 
