@@ -82,6 +82,7 @@ def test_a_supervisor_that_hangs_is_ended_with_its_job() -> None:
         supervision.end_hung(paths, service.pk)
         with pytest.raises(JobFailed, match="without a word"):
             hanging.settle(60)
+        paths.spec(service.pk).unlink()  # a rescan would wait for it, too
     job.refresh_from_db()
     service.refresh_from_db()
     assert job.status == "lost"
