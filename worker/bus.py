@@ -20,7 +20,7 @@ _ALIGNED = {"s": 4, "o": 4, "a": 4, "(": 8, **{kind: size for kind, (_, size) in
 _LARGEST = 1 << 27  # bytes, the specification's limit of a message
 
 
-class Refused(Exception):
+class ErrorReply(Exception):
     """The other side answered with an error.
 
     Attributes:
@@ -102,7 +102,7 @@ class Connection:
             signature: the types of the values. A variant's value is its signature and what has it.
 
         Raises:
-            Refused: the answer is an error.
+            ErrorReply: the answer is an error.
             OSError: there is none in time.
         """
         self._serial += 1
@@ -121,7 +121,7 @@ class Connection:
             heard = self._hear()
             if heard.fields.get(_REPLY_TO) == self._serial:
                 if heard.kind == _ERROR:
-                    raise Refused(heard.fields[_ERROR_NAME], *heard.arguments("s" if heard.body else ""))
+                    raise ErrorReply(heard.fields[_ERROR_NAME], *heard.arguments("s" if heard.body else ""))
                 return heard
 
     def signal(self, member: str) -> Message:

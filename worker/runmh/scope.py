@@ -65,7 +65,7 @@ def follow(service: str, worker: str) -> str:
         name, me = name_of(service), [os.getpid()]
         try:
             systemd.call(_PATH, _MANAGER, "AttachProcessesToUnit", "ssau", name, "", me)
-        except bus.Refused:  # there is none, for none could be made, or only its last supervisor was in it
+        except bus.ErrorReply:  # there is none, for none could be made, or only its last supervisor was in it
             return _start(systemd, service, me, worker, "")
         return name
 
@@ -79,7 +79,7 @@ def _asked(ask: Callable[[bus.Connection], str]) -> str:
             return ask(systemd)
         finally:
             systemd.close()
-    except bus.Refused as refusal:
+    except bus.ErrorReply as refusal:
         raise NoScope(f"{refusal} ({refusal.name})") from None
     except OSError as error:
         raise NoScope(error.strerror or str(error)) from None
@@ -120,7 +120,7 @@ def _start(systemd: bus.Connection, service: str, pids: Sequence[int], worker: s
 
 def _cancel(job: str) -> None:
     """Take a job back, if systemd still hears."""
-    with contextlib.suppress(OSError, bus.Refused):
+    with contextlib.suppress(OSError, bus.ErrorReply):
         systemd = bus.Connection(SYSTEMD, _TO_CANCEL)
         try:
             systemd.call(job, "org.freedesktop.systemd1.Job", "Cancel")
@@ -136,7 +136,7 @@ def _begun(systemd: bus.Connection, name: str, properties: object) -> str:
                 _PATH, _MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", name, "fail", properties, []
             )
             return str(*asked.arguments("o"))
-        except bus.Refused as refusal:
+        except bus.ErrorReply as refusal:
             # The service's last run has only just ended, and its scope is about to.
             if refusal.name != _EXISTS or not systemd.left():
                 raise
