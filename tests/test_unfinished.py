@@ -21,7 +21,19 @@ from tests.rows import running_service
 from tests.stack import CHECKOUT, eventually
 from tests.test_dry_run import Node
 from tests.test_outliving import running_with
-from worker import cgroups, connections, locks, orphans, process, reconcile, restoring, supervision, tasks
+from worker import (
+    cgroups,
+    connections,
+    locks,
+    orphans,
+    process,
+    reconcile,
+    restoring,
+    supervision,
+    tasks,
+    unfinished,
+)
+from worker.durable import write_json
 from worker.engine import Engine
 from worker.errors import JobFailed
 from worker.process import Process
@@ -199,3 +211,23 @@ def test_a_worker_that_lives_ends_what_is_left_of_a_restore(
     node.engine.stop(service, 0)
     assert running_with(word) == []
     orphans.reap()
+
+
+def test_a_supervisor_that_is_about_to_be_dead_is_waited_for(folder: Path) -> None:
+    """It has let go of its pipe and its locks already, as a process does a moment before its end."""
+    paths, service = Node(folder).paths, uuid.uuid4().hex
+    paths.runtime(service).mkdir(parents=True)
+    paths.job_lock(service).touch()
+    with subprocess.Popen(["/bin/sleep", "0.2"]) as dying, subprocess.Popen(["/bin/sleep", "60"]) as restored:
+        runmh, init = map(Process.of, (dying.pid, restored.pid))
+        left: dict[str, object] = {
+            "phase": "restoring",
+            "runmh": runmh,
+            "init": init,
+            "mounts": [],
+            "pipe": 1,
+            "image": "",
+        }
+        write_json(paths.state(service), left)
+        unfinished.end(paths, service, 10)
+        assert restored.wait(10) == -signal.SIGKILL

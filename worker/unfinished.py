@@ -71,6 +71,9 @@ def end(paths: Paths, service_id: str, timeout: float) -> None:
 def _left(paths: Paths, service_id: str) -> Process | None:
     """Return the init of a restore whose supervisor was killed; None if there is no such one."""
     state = supervision.read_state(paths, service_id)
-    if state.get("phase") != "restoring" or not state.get("init") or Process(*state["runmh"]).alive():
+    if state.get("phase") != "restoring" or not state.get("init"):
+        return None
+    # One that was killed lets go of locks and pipes, by which that is noticed, a moment before it is dead.
+    if not Process(*state["runmh"]).wait(_DIES_WITHIN):
         return None
     return Process(*state["init"])
