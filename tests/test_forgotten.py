@@ -56,3 +56,22 @@ def test_a_rescan_knows_a_service_that_runs(stack: Stack) -> None:
     assert stack.show("image", image)["service_name"] == "found"
     assert stack.show("service", witness.id)["restore_on_boot"]
     assert witness.answers_as_before()
+
+
+def test_a_rescan_that_cannot_read_the_pool_drops_no_row(stack: Stack) -> None:
+    """The site's user may write the database, but not look into the pool."""
+    witness = Witness(stack)
+    image = stack.dump(witness.id, "--leave-running")
+    user = (stack.folder / "state/database").owner()
+    done = subprocess.run(
+        ["setpriv", f"--reuid={user}", "--init-groups", "--", sys.executable, "manage.py", "rescan"],
+        cwd=CHECKOUT,
+        env=stack.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1, done
+    assert "so nothing was changed" in done.stderr and "remedy: Run it as root" in done.stderr
+    assert stack.show("image", image)["object_id"] == image

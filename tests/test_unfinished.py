@@ -173,6 +173,12 @@ def test_a_rescan_finds_it_too(broken_off: tuple[Restored, bool]) -> None:
             return lock is not None
 
     assert eventually(alone), "CRIU holds it as long as it works"
+    full = Path(f"{engine.paths.state(service.pk)}.{os.getpid()}.tmp")
+    full.mkdir()  # no room where its next content would be written
+    (line,) = [line for line in reconcile.rescan(engine.paths, node) if service.pk in line]
+    assert "cannot be written" in line and "rescan again" in line
+    assert not Service.objects.filter(pk=service.pk).exists(), "what is not known is not said"
+    full.rmdir()
     reconcile.rescan(engine.paths, node)
     again = Service.objects.get(pk=service.pk)
     assert again.status == ("running" if runs else "failed")

@@ -8,10 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from images import operations as images
@@ -23,6 +22,7 @@ from worker import connections, criu, locks, manifest, mending, putback, supervi
 from worker import spec as specs
 from worker.engine import Ended, describe
 from worker.errors import JobFailed
+from worker.errors import describe as in_words
 from worker.paths import IS_ID, Paths
 from worker.process import Process
 
@@ -308,14 +308,14 @@ def _record_image(paths: Paths, image_id: str, node: Node) -> None:
 
 
 def _images(paths: Paths, node: Node) -> tuple[set[str], set[str]]:
-    """Return the ids of the images on the disk, and of those that have a row."""
-    on_disk = _ids(paths.images.glob(f"*/{manifest.NAME}"))
+    """Return the ids of the images on the disk, and of those that have a row.
+
+    Raises:
+        OSError: the pool cannot be read, which does not mean that nothing is in it.
+    """
+    names = filter(IS_ID.match, (folder.name for folder in paths.images.iterdir()))
+    on_disk = {image_id for image_id in names if is_sealed(paths, image_id)}
     return on_disk, set(Image.objects.filter(node=node).values_list("pk", flat=True))
-
-
-def _ids(files: Iterable[Path]) -> set[str]:
-    """Return the names of the files' folders, but for those that are no ids."""
-    return {path.parent.name for path in files if IS_ID.match(path.parent.name)}
 
 
 def _record_missing_images(paths: Paths, node: Node) -> list[str]:
@@ -362,6 +362,26 @@ def _record_service(paths: Paths, service_id: str, node: Node, state: ServiceSta
     return f"service {service_id}: made its row from its spec"
 
 
+def _settle_restores(paths: Paths) -> dict[str, str]:
+    """Judge the restores that were broken off, for the job that would do so may be lost with its row.
+
+    Returns:
+        By service, a line for each whose restore cannot be judged yet.
+    """
+    stuck = {}
+    for folder in (paths.run_dir / "services").glob("[0-9a-f]*"):
+        try:
+            with locks.held(paths.job_lock(folder.name)) as alone:
+                if alone is not None:
+                    unfinished.settle(paths, folder.name)
+        except OSError as error:
+            stuck[folder.name] = (
+                f"service {folder.name}: what became of it cannot be written, so nothing was changed."
+                f" {in_words(error)}. Make room there, and rescan again."
+            )
+    return stuck
+
+
 def rescan(paths: Paths, node: Node) -> list[str]:
     """Make rows of what lies on the disk without one, and drop rows of images that are not there.
 
@@ -369,15 +389,16 @@ def rescan(paths: Paths, node: Node) -> list[str]:
 
     Returns:
         A line a change.
+
+    Raises:
+        OSError: the pool cannot be read; nothing was changed.
     """
-    changes = []
     on_disk, known = _images(paths, node)
-    for folder in (paths.run_dir / "services").glob("[0-9a-f]*"):
-        with locks.held(paths.job_lock(folder.name)) as alone:
-            if alone is not None:  # the job that would settle it may be lost with its row
-                unfinished.settle(paths, folder.name)
-    present = _ids((paths.state_dir / "services").glob("*/spec.json"))
-    for service_id in sorted(present):
+    stuck = _settle_restores(paths)
+    changes = list(stuck.values())
+    specs_of = (path.parent.name for path in (paths.state_dir / "services").glob("*/spec.json"))
+    present = set(filter(IS_ID.match, specs_of))
+    for service_id in sorted(present - stuck.keys()):
         if not Service.objects.filter(pk=service_id).exists():
             dumped = connections.present_image(paths, service_id) in on_disk
             state = ServiceState.DUMPED if dumped else ServiceState.EXITED

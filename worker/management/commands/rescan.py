@@ -3,18 +3,26 @@
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand
 
 from services.models import Node
+from services.shell import FAILED, ShellCommand
 from worker import reconcile, tasks
+from worker.errors import describe
 
 
-class Command(BaseCommand):
+class Command(ShellCommand):
     help = "Rebuild rows of services and images from this node's disk, and drop rows of images that are gone."
 
-    def handle(self, *_args: Any, **_options: Any) -> None:
+    def work(self, **_options: Any) -> None:
         node, _ = Node.objects.get_or_create(name=settings.MIEHISTO_NODE)
-        changes = reconcile.rescan(tasks.paths(), node)
+        try:
+            changes = reconcile.rescan(tasks.paths(), node)
+        except OSError as error:
+            self.refuse(
+                f"The pool cannot be read, so nothing was changed: {describe(error)}.",
+                "Run it as root, with the pool mounted.",
+                code=FAILED,
+            )
         for line in changes:
             self.stdout.write(line)
         self.stdout.write(f"{len(changes)} changes" if changes else "rows and disk agree")
