@@ -16,6 +16,7 @@ from dashboard.waterfall import waterfall
 from images.models import Image
 from images.retrying import may_retry
 from services import waiting
+from services.auditing import SOURCES
 from services.lookup import find_job
 from services.models import AuditEvent, Job, Service
 from services.presenting import log_object
@@ -54,6 +55,7 @@ def jobs(look: Look) -> Context:
         filters=[
             Filter("status", "State", [state.value for state in JobState]),
             Filter("kind", "Kind", [kind.value for kind in JobKind]),
+            Filter("source", "From", SOURCES),
         ],
         searched=searched,
         shown=_shown,

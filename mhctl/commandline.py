@@ -254,6 +254,7 @@ NOUNS: dict[str, list[Verb]] = {
             Option("--limit", "N", "how many", number=True),
             Option("--status", "STATUS", "only those in this state"),
             Option("--service", "SERVICE", "only those of this service"),
+            Option("--source", "SOURCE", "only those asked for from there: web, api, mhctl, schedule, …"),
             aliases="ls",
         ),
         Verb("show", "JOB", "everything about a job"),

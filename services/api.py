@@ -12,6 +12,7 @@ from ninja.params.functions import Query
 
 from services import inspection, loads, logs, operations, presently, waiting
 from services.answers import JOB_RESPONSES, job_answer, source_of, wait_parameter
+from services.auditing import SOURCES
 from services.authentication import Hearing, caller
 from services.lookup import find_job, find_service
 from services.models import Job, Node, Service
@@ -243,17 +244,24 @@ async def list_jobs(
     limit: int = Query(50, ge=1, le=1000),
     status: str = "",
     service: str = Query("", description="id, name or unique beginning of the id"),
+    source: str = Query("", description="where it was asked for"),
 ) -> HttpResponse:
     """List the newest jobs, without their events."""
     if status and status not in set(JobState):
         raise bad_input(
             f"No job is ever {status[:80]!r}.", f"Use one of {', '.join(JobState)}.", field="status"
         )
+    if source and source not in SOURCES:
+        raise bad_input(
+            f"No job is asked for from {source[:80]!r}.", f"Use one of {', '.join(SOURCES)}.", field="source"
+        )
 
     def read() -> list[dict[str, Any]]:
         jobs = Job.objects.for_display()
         if status:
             jobs = jobs.filter(status=status)
+        if source:
+            jobs = jobs.filter(source=source)
         if service:
             jobs = jobs.filter(service_ref=find_service(service).pk)
         return [job_object(job) for job in jobs[:limit]]

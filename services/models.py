@@ -203,9 +203,10 @@ class Job(models.Model):
         indexes: ClassVar = [
             models.Index(fields=["-queued_at", "-id"]),
             models.Index(fields=["node", "status"]),
-            # What the pages list: by state, by kind, of a service; the newest first.
+            # What the pages list: by state, by kind, by where from, of a service; the newest first.
             models.Index(fields=["status", "-queued_at", "-id"], name="services_job_by_status"),
             models.Index(fields=["kind", "-queued_at", "-id"], name="services_job_by_kind"),
+            models.Index(fields=["source", "-queued_at", "-id"], name="services_job_by_source"),
             models.Index(fields=["service_ref", "-queued_at", "-id"], name="services_job_by_service"),
             models.Index(fields=["image_id", "-queued_at", "-id"], name="services_job_by_image"),
             # Few jobs fail, many are dumps: by kind alone a database would look through all of them.
