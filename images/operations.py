@@ -72,9 +72,10 @@ def _restore(
     asked = criu_options.checked(JobKind.RESTORE, {"accept_changed_files": False, **options})
     require_operator(actor)
     with transaction.atomic():
+        # The service before its images, as its deletion has them.
+        service = Service.objects.select_for_update().filter(pk=image.service_ref).first()
         current = _locked(image)
         _require_unused(current, {JobKind.DELETE_IMAGE})
-        service = Service.objects.select_for_update().filter(pk=current.service_ref).first()
         origins.require_trusted(current, actor)
         if service is None:
             service = origins.service_again(current, actor)
@@ -188,11 +189,12 @@ def record(
 def forget(image_id: str) -> None:
     """Delete the row of an image whose files are gone; a service that was nothing else has ended by that."""
     with transaction.atomic():
+        pointing = Service.objects.filter(image_id=image_id)
+        found = pointing.select_for_update().order_by("pk").values_list("pk", "status")
+        ended = [service_id for service_id, status in found if status == ServiceState.DUMPED]
         # Who reads what is in it may be about to write that, and a row that others refer to cannot go.
         Image.objects.select_for_update().filter(pk=image_id).first()
         Image.objects.filter(pk=image_id).delete()
-        pointing = Service.objects.filter(image_id=image_id)
-        ended = list(pointing.filter(status=ServiceState.DUMPED).values_list("pk", flat=True))
         pointing.update(image_id="")
         for service_id in ended:
             observe(

@@ -62,6 +62,7 @@ def claim(job_id: str, *, worker: str) -> Job | None:
     exist, or the service is by now in a state that the job can't begin from (the job is failed then).
     """
     with transaction.atomic():
+        _lock_service(job_id)
         now = timezone.now()
         claimed = Job.objects.filter(pk=job_id, status=JobState.QUEUED).update(
             status=JobState.RUNNING, started_at=now, worker=worker
@@ -92,6 +93,14 @@ def claim(job_id: str, *, worker: str) -> Job | None:
                 _write_service(service, state)
         transaction.on_commit(lambda: _tell(job, logging.INFO, "is taken"))
     return job
+
+
+def _lock_service(job_id: str) -> Service | None:
+    """Lock the service that a job works on, before its row, and return it.
+
+    So does who asks for another job on it, whom the index of active jobs then lets wait for this one's row.
+    """
+    return Service.objects.select_for_update(of=("self",)).filter(jobs=job_id).first()
 
 
 def _refusal(job: Job) -> tuple[str, str, str] | None:
@@ -313,13 +322,13 @@ def _end(
     for name, value in {**fields, "status": state.value, "finished_at": now}.items():
         setattr(job, name, value)
     with transaction.atomic():
+        service = _lock_service(job.pk)
         ended = Job.objects.filter(pk=job.pk, status=JobState.RUNNING).update(
             **fields, status=state, finished_at=now
         )
         if not ended:
             log.warning("job %s had ended before it was said to be %s", job.pk, state)
             return
-        service = Service.objects.select_for_update().filter(jobs=job.pk).first()
         if service:
             settle(service)
         JobEvent.objects.create(job_id=job.pk, at=now, status=state, step=job.step, text=text)

@@ -134,6 +134,73 @@ def test_the_main_job_on_postgresql(database: Database) -> None:
         other.stop()
 
 
+ASKED_WHILE_IT_IS_TAKEN = """
+import json, threading, time
+import django; django.setup()
+from django.db import connection, connections, transaction
+from services import operations, progress
+from services.models import Job, Service
+from services.problems import Problem
+from services.states import JobKind
+from tests.rows import running_service
+
+web = running_service("web")
+job = operations.request_dump(web, actor="root", source="manage", leave_running=True)
+said = []
+
+def waits():
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        return cursor.fetchone()[0]
+
+def meanwhile(write):
+    def run():
+        try:
+            write()
+        except Exception as error:
+            said.append(f"it failed: {error}")
+        connections.close_all()
+    with transaction.atomic():
+        Service.objects.select_for_update().get(pk=web.pk)
+        thread = threading.Thread(target=run)
+        thread.start()
+        while thread.is_alive() and not waits():
+            time.sleep(0.01)
+        try:
+            operations.new_job(JobKind.STOP, node=web.node, service=web, actor="root", source="manage")
+        except Problem as problem:
+            said.append(problem.code)
+    thread.join()
+    said.append(Job.objects.get(pk=job.pk).status)
+
+meanwhile(lambda: progress.claim(job.pk, worker="w"))
+meanwhile(lambda: progress.fail(job, code="c", message="m", remedy="r", lines=[], service_state=None))
+print(json.dumps(said))
+"""
+
+
+def test_a_job_that_is_asked_for_while_another_is_taken_or_ends_is_refused(database: Database) -> None:
+    """Two at once wait for one another nowhere: PostgreSQL would end one of them as a deadlock."""
+    folder = FOLDER / "asked-at-once"
+    folder.mkdir(mode=0o755)
+    stack = Stack(folder)
+    stack.environment["DATABASE_URL"] = database.url
+    stack.environment["DJANGO_SETTINGS_MODULE"] = "miehisto_web.settings"
+    for words in ([*stack.command, "--prepare"], [sys.executable, "-c", ASKED_WHILE_IT_IS_TAKEN]):
+        done = subprocess.run(
+            words,
+            env=stack.environment,
+            cwd=CHECKOUT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said == ["job_active", "running", "job_active", "failed"]
+
+
 def test_tables_are_sorted_alike_in_either_database(database: Database) -> None:
     shown = {}
     for kind, url in (("sqlite", ""), ("postgresql", database.url)):
