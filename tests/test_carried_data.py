@@ -20,7 +20,7 @@ import pytest
 
 from tests.servers import PostgreSQL, Redis, program, started
 from tests.stack import Stack, eventually, free_port
-from worker import carry, carry_index, carry_rights, putback
+from worker import carry, carry_index, carry_rights, putback, unpack
 from worker.errors import JobFailed
 from worker.paths import Paths
 
@@ -284,10 +284,8 @@ def test_postgresql_goes_back_with_its_files(stack: Stack, folder: Path) -> None
         assert sound(session)[0] == high[0] + 100
 
 
-def test_what_dies_half_way_through_putting_back_is_gone_back_on(folder: Path, data: Path) -> None:
-    """A killed worker, at any moment: whoever works on the service next finds the disk as it was."""
-    seed = random.randrange(2**32)
-    moments = random.Random(seed)
+def moved_on(folder: Path, data: Path) -> tuple[Paths, str, str, list[dict[str, Any]]]:
+    """Return a node, a service, its image and what that carries of the data, which has changed since."""
     paths = Paths(folder / "state", folder / "run", folder / "log")
     service, image = uuid.uuid4().hex, uuid.uuid4().hex
     for part in (paths.image(image), paths.spec(service).parent):
@@ -295,15 +293,22 @@ def test_what_dies_half_way_through_putting_back_is_gone_back_on(folder: Path, d
     for number in range(300):
         (data / f"file-{number}").write_bytes(bytes(number))
     carry.pack(paths.image(image), [str(data)], [], 0)
-    facts = {"carried": [str(data)], "mounts": []}
     for number in range(0, 300, 2):
         (data / f"file-{number}").unlink()
     (data / "newer").write_text("kept")
+    return paths, service, image, carry_index.read(paths.image(image), {"carried": [str(data)], "mounts": []})
+
+
+def test_what_dies_half_way_through_putting_back_is_gone_back_on(folder: Path, data: Path) -> None:
+    """A killed worker, at any moment: whoever works on the service next finds the disk as it was."""
+    seed = random.randrange(2**32)
+    moments = random.Random(seed)
+    paths, service, image, carried = moved_on(folder, data)
     before = listing(data)
 
     began = time.monotonic()
     with contextlib.suppress(InterruptedError), putback.PutBack(paths, service, image) as under_way:
-        under_way.begin(carry_index.read(paths.image(image), facts), [])
+        under_way.begin(carried, [])
         raise InterruptedError
     lasts = time.monotonic() - began
 
@@ -312,7 +317,7 @@ def test_what_dies_half_way_through_putting_back_is_gone_back_on(folder: Path, d
         child = os.fork()
         if child == 0:
             with putback.PutBack(paths, service, image) as under_way:
-                under_way.begin(carry_index.read(paths.image(image), facts), [])
+                under_way.begin(carried, [])
                 under_way.about_to_run()
                 signal.pause()
         time.sleep(moments.uniform(0.001, 1.2 * lasts))
@@ -327,7 +332,7 @@ def test_what_dies_half_way_through_putting_back_is_gone_back_on(folder: Path, d
 
     # Where it is known that the service has run with the data, that stays; so it does if nobody knows.
     with putback.PutBack(paths, service, image) as under_way:
-        under_way.begin(carry_index.read(paths.image(image), facts), [])
+        under_way.begin(carried, [])
         under_way.about_to_run()
         kept = journal.read_text()
         beside = [path for path in data.iterdir() if path.name.startswith(".miehisto")]
@@ -336,6 +341,57 @@ def test_what_dies_half_way_through_putting_back_is_gone_back_on(folder: Path, d
     putback.settle(paths, service)
     assert (data / "file-0").exists()
     assert not (data / "newer").exists()
+
+
+def test_what_cannot_be_brought_back_is_when_that_is_mended(folder: Path, data: Path) -> None:
+    """A restore failed when it was about to run, and what is known of the service is forgotten since."""
+    paths, service, image, carried = moved_on(folder, data)
+    before = listing(data)
+    with pytest.raises(JobFailed) as failure, putback.PutBack(paths, service, image) as under_way:
+        under_way.begin(carried, [])
+        under_way.about_to_run()
+        os.chown(data, 65534, 65534)
+        raise InterruptedError
+    assert failure.value.code == "data_not_brought_back" and "is kept beside" in failure.value.message
+    os.chown(data, 0, 0)
+    putback.settle(paths, service)
+    assert listing(data) == before
+
+
+@pytest.mark.parametrize("its_place", ["a link", "another folder"])
+def test_a_place_that_is_exchanged_meanwhile_gets_nothing(
+    folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch, its_place: str
+) -> None:
+    """The service's user may rename his folders while root builds in one of them."""
+    paths, service, image, carried = moved_on(folder, data)
+    before = listing(data)
+    others, away = folder / "others", folder / "away"
+    others.mkdir()
+    (others / "of-others").write_text("stays")
+    found: dict[str, object] = {}
+    make = unpack.make
+
+    def exchange_and_make(*words: Any, **options: Any) -> None:
+        (beside,) = [path.name for path in data.iterdir() if path.name.startswith(".miehisto")]
+        data.rename(away)
+        if its_place == "a link":
+            data.symlink_to(others)
+        else:
+            for half in ("new", "old"):
+                (others / beside / half).mkdir(parents=True, mode=0o700)
+            (others / beside).chmod(0o700)
+            others.rename(data)
+        found.update(listing(data.resolve()))
+        make(*words, **options)
+
+    monkeypatch.setattr(unpack, "make", exchange_and_make)
+    with pytest.raises(JobFailed), putback.PutBack(paths, service, image) as under_way:
+        under_way.begin(carried, [])
+    assert listing(data.resolve()) == found
+    data.rename(folder / "exchanged")
+    away.rename(data)
+    putback.settle(paths, service)
+    assert listing(data) == before
 
 
 @pytest.mark.parametrize(

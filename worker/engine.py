@@ -291,7 +291,8 @@ class Engine:
                     )
                 except BaseException:
                     # The service is what it was before; a last word that says "failed" would make it another.
-                    self.paths.state(service_id).unlink(missing_ok=True)
+                    if supervision.running(self.paths, service_id) is None:
+                        self.paths.state(service_id).unlink(missing_ok=True)
                     raise
             connections.service_runs(self.paths, service_id, image_id)
             return running

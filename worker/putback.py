@@ -145,12 +145,16 @@ def settle(paths: Paths, service_id: str, *, ran: bool | None = None) -> None:
         ran = _has_run(paths, service_id, known)
     try:
         if not ran:
+            if known["phase"] == "resuming":
+                # If it fails, the next to call this has to go back, too; by then nobody knows what ran.
+                write_json(journal, {**known, "phase": "swapping"})
             for root in known["roots"]:
                 _roll_back(root, swapped=known["phase"] != "building")
         elif known["phase"] != "done":
             write_json(journal, {**known, "phase": "done"})
         for root in known["roots"]:
             _remove_beside(root)
+        journal.unlink()
     except (OSError, TreeRefused) as error:
         if ran:
             log.warning("what data of service %s replaced is left beside it: %s", service_id, error)
@@ -162,7 +166,6 @@ def settle(paths: Paths, service_id: str, *, ran: bool | None = None) -> None:
             f" back: {shown(str(error))}. It is kept beside: {shown(places)}.",
             f"Mend that, then try again; or bring it back by hand and delete {journal}.",
         ) from None
-    journal.unlink()
 
 
 def _journal(paths: Paths, service_id: str) -> Path:
