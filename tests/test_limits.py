@@ -222,6 +222,53 @@ def test_what_a_supervisor_left_is_swept(stack: Stack) -> None:
     assert groups() == []
 
 
+def test_a_worker_that_starts_sweeps_no_service_from_under_its_supervisor(stack: Stack) -> None:
+    """A supervisor outlives its worker, and may just have made groups that nobody is in yet."""
+    needs("tasks")
+    sweeps = "from worker import cgroups\nwhile True: cgroups.sweep()"
+    with subprocess.Popen([sys.executable, "-c", sweeps], cwd=CHECKOUT) as sweeper:
+        try:
+            for _ in range(5):
+                service = stack.create("/bin/sleep", "3600", options=("--tasks", "20"))
+                assert groups(), "it has its limit"
+                stack.restore(stack.dump(service))
+                assert groups(), "it has it again"
+                stack.mhctl("service", "delete", "--stop", service)
+        finally:
+            sweeper.kill()
+
+
+def test_a_restore_whose_limit_is_refused_says_so(stack: Stack) -> None:
+    """Of its group of the last run something is still there that has more than the limit."""
+    place = cgroups.home("memory")
+    if place is None or place.version != 1:
+        pytest.skip("the kernel refuses such a limit in control groups of version 1 alone")
+    service = stack.create("/bin/sleep", "3600", options=("--memory", "64M"))
+    image = stack.dump(service)
+    made = cgroups.make(service, {"memory": 0})
+    holds = "x = bytearray(200 << 20)\nprint(flush=True)\ninput()"
+    with subprocess.Popen(
+        [sys.executable, "-c", f"input()\n{holds}"],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        try:
+            cgroups.join(made, other.pid)
+            assert other.stdin and other.stdout
+            other.stdin.write("\n")
+            other.stdin.flush()
+            other.stdout.readline()
+            refused = stack.mhctl("service", "restore", "--from", image, "--json", check=False)
+        finally:
+            other.kill()
+    assert json.loads(refused.out)["error"]["code"] == "limit_refused", refused
+    assert "limits cannot be set" in refused.err + refused.out
+    cgroups.remove(made.values())
+    stack.restore(image)
+    stack.mhctl("service", "delete", "--stop", service)
+
+
 def test_a_service_does_not_inherit_the_limits_of_who_started_miehistod(folder: Path) -> None:
     """A supervisor that was started with odd limits gives its service the ones that all have."""
     for name in ("state/services", "state/root", "run/services", "log"):

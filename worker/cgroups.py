@@ -7,6 +7,7 @@ ended. CRIU knows nothing of them: what it restores is born in them, for it runs
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,9 @@ _FILES = {
 }
 # CRIU itself, and what it runs, is in the group while it restores: bytes and tasks.
 _FOR_CRIU = {"memory": 64 << 20, "tasks": 32}
+_TIMES_SWEPT = 20
+_GONE = {errno.ENOENT, errno.ENODEV}
+"""What the kernel says of a group that is removed before, and while, one of its files is opened."""
 _EMPTY_WITHIN = 2.0
 """Seconds that the kernel may take to forget the last process of a group."""
 
@@ -198,6 +202,37 @@ def join(groups: Mapping[str, str], pid: int) -> None:
     """
     for folder in groups.values():
         _write(f"{folder}/cgroup.procs", str(pid))
+
+
+def put(
+    service: str, limits: Mapping[str, int], pid: int = 0, *, room_for_criu: bool = False
+) -> dict[str, str]:
+    """Make, limit and join at once, and again where a worker that starts has taken the groups for left over.
+
+    Args:
+        service, limits: as for `make`.
+        pid: who joins; 0 for nobody yet.
+        room_for_criu: as for `limit`.
+
+    Returns:
+        What `make` does.
+
+    Raises:
+        OSError: the kernel refused, and nothing is left of them.
+    """
+    for left in reversed(range(_TIMES_SWEPT)):
+        groups = make(service, limits)
+        try:
+            limit(groups, limits, room_for_criu=room_for_criu)
+            if pid:
+                join(groups, pid)
+        except OSError as error:
+            if not left or error.errno not in _GONE:
+                remove(groups.values())
+                raise
+        else:
+            break
+    return groups
 
 
 def killed_for_memory(groups: Mapping[str, str]) -> bool:

@@ -133,12 +133,12 @@ def _restore(
     except BaseException as error:
         call.close()
         supervision.give_up(tools.paths, service_id)
-        with contextlib.suppress(JobFailed):  # what is raised already says more
-            supervisor.settle(tools.timeout)
+        refusal = _refusal_of(supervisor, tools.timeout)
         unfinished.end(tools.paths, service_id, tools.timeout)
         mending.remove_scratch(work / "restore.log")
-        _tell(error, _what_is_left(tools, service_id, image_id))
-        raise
+        cause = refusal if refusal and isinstance(error, JobFailed) else error
+        _tell(cause, _what_is_left(tools, service_id, image_id))
+        raise cause from None
     call.close()
     try:
         return _watched(tools, service_id, supervisor, restored)
@@ -148,6 +148,15 @@ def _restore(
         alive = " What was restored was killed, but has not ended yet (ps shows it in state D)."
         _tell(error, _what_is_left(tools, service_id, image_id) if ended else alive)
         raise
+
+
+def _refusal_of(supervisor: supervision.Supervisor, timeout: float) -> JobFailed | None:
+    """Return why the supervisor let CRIU restore nothing; of that CRIU would only say that it was killed."""
+    with contextlib.suppress(JobFailed):  # it died, and what is raised already says more
+        error = supervisor.settle(timeout).get("error", {})
+        if error.get("code", "restore_failed") != "restore_failed":
+            return JobFailed(error["code"], error["message"], error.get("remedy", ""))
+    return None
 
 
 def _tell(error: BaseException, more: str) -> None:

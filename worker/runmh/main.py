@@ -105,7 +105,7 @@ class Supervisor:
         os.close(awaited)
         # Nothing of the service runs before it is known what does, should this process be killed.
         self.write_state("starting", init=Process.of(self.init))
-        refusal = self._place(self.init)
+        refusal = self._place(self.init, limits)
         if not refusal:
             with contextlib.suppress(BrokenPipeError):  # it has ended, and says why
                 os.write(go, b"\n")
@@ -121,8 +121,7 @@ class Supervisor:
     def _make_groups(self, limits: dict[str, int], *, room_for_criu: bool = False) -> dict[str, Any] | None:
         """Make the service's control groups; return why that could not be done."""
         try:
-            self.state["groups"] = cgroups.make(self.arguments.service, limits)
-            cgroups.limit(self.state["groups"], limits, room_for_criu=room_for_criu)
+            self.state["groups"] = cgroups.put(self.arguments.service, limits, room_for_criu=room_for_criu)
         except OSError as error:
             return _limit_refused(error)
         return None
@@ -132,7 +131,9 @@ class Supervisor:
         if limits := self.state.pop("widened", None):
             cgroups.narrow(self.state["groups"], limits)
 
-    def _place(self, child: int) -> dict[str, Any] | None:
+    def _place(
+        self, child: int, limits: dict[str, int], *, room_for_criu: bool = False
+    ) -> dict[str, Any] | None:
         """Put this process and its only child where the service shall live; return why that cannot be.
 
         systemd's scope first: it takes both, and the groups of the service's limits may lie elsewhere.
@@ -146,7 +147,7 @@ class Supervisor:
             except scope.NoScope as reason:
                 self.state["no_scope"] = str(reason)
         try:
-            cgroups.join(self.state["groups"], child)
+            self.state["groups"] = cgroups.put(order.service, limits, child, room_for_criu=room_for_criu)
         except OSError as error:
             return _limit_refused(error)
         return None
@@ -172,7 +173,7 @@ class Supervisor:
             if descriptor >= 0:
                 os.close(descriptor)
         # Meanwhile CRIU gets ready; the worker lets it fork nothing before this is said.
-        if refusal := self._place(self.swrk):
+        if refusal := self._place(self.swrk, limits, room_for_criu=True):
             self.swrk = 0
             self.end_children()
             return refusal
