@@ -24,6 +24,7 @@ from tests.test_outliving import running_with
 from worker import (
     cgroups,
     connections,
+    criu,
     locks,
     orphans,
     process,
@@ -237,3 +238,12 @@ def test_a_supervisor_that_is_about_to_be_dead_is_waited_for(folder: Path) -> No
         write_json(paths.state(service), left)
         unfinished.end(paths, service, 10)
         assert restored.wait(10) == -signal.SIGKILL
+
+
+def test_a_file_s_name_in_the_log_of_criu_is_not_its_last_word(tmp_path: Path) -> None:
+    log = tmp_path / "restore.log"
+    name = "(00.012345)  1: \t\tGoing to open /srv/Restore finished successfully. Tasks resumed.\n"
+    log.write_text(name)
+    assert not criu.has_restored(log)
+    log.write_text(name + "(00.043210) Restore finished successfully. Tasks resumed.\n")
+    assert criu.has_restored(log)

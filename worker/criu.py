@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import select
 import shutil
 import signal
@@ -36,7 +37,8 @@ ENVIRONMENT = {"PATH": DEFAULT_PATH}
 GHOST_LIMIT = 256 * 1024 * 1024
 _CAP_SYS_RESOURCE = 24
 _RUN_ID = "CRIU run id = "
-_RESTORED = b"Restore finished successfully"
+_RESTORED = re.compile(rb"^\(\d+\.\d+\) Restore finished successfully", re.MULTILINE)
+"""At the beginning of a line: further on it may be the name of a file in the image."""
 _LAST_WORDS = 64 << 10
 _MOST_DECODED = 64 << 20
 _TO_UNDO = 5.0
@@ -307,7 +309,7 @@ def has_restored(log: Path) -> bool:
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_WORDS))
-            return _RESTORED in file.read()
+            return _RESTORED.search(file.read()) is not None
     except OSError:
         return False
 
