@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 from tests.faults.campaign import Broken
 from tests.refusals import PROGRAM
 from tests.stack import Reply, Stack, eventually, free_port
+from worker import cgroups
 
 Memory = tuple[str, int]
 """A word that the process chose when it was started, and how often it has answered since."""
@@ -61,14 +63,17 @@ class Line:
 
 
 class Kept:
-    """One service (programs/witness.py) and what its memory must hold.
+    """One service (programs/witness.py) and what its memory must hold; every other one has limits.
 
     Args:
         mebibytes: so much memory it holds.
         user: whom it runs as; what is root's only admins may start.
         line: a client is connected to it all the time.
         wishes: further arguments of the program.
+        carry: its images carry this data of its.
     """
+
+    made = itertools.count()
 
     def __init__(
         self,
@@ -78,6 +83,7 @@ class Kept:
         *,
         line: bool = False,
         wishes: Sequence[str] = (),
+        carry: Sequence[str] = (),
     ) -> None:
         self.node = node
         self.port = free_port()
@@ -90,7 +96,10 @@ class Kept:
         words = [sys.executable, "-S", str(PROGRAM), str(self.port), f"memory={mebibytes}"]
         words += [f"line={self.line_port}"] if line else []
         words += wishes
-        job = self.do("POST", "services", {"args": words, "user": user})
+        limits = {"memory": mebibytes + 192 << 20, "tasks": 64} if next(self.made) % 2 else {}
+        able = {name: number for name, number in limits.items() if name not in cgroups.missing(limits)}
+        asked = {"args": words, "user": user, "carry": list(carry), "limits": able}
+        job = self.do("POST", "services", asked)
         self.id: str = job["service"]
         self.must_answer()
 

@@ -76,9 +76,13 @@ def test_a_damaged_image_is_named_and_not_restored(lab: Lab, campaign: Campaign,
         " the manifest edited. `verify` names the file, a restore is refused, and the file put back is enough"
     )
     with campaign.fault("damage", what) as fault:
-        service = Kept(lab)
+        data = tmp_path / "data"
+        data.mkdir()
+        (data / "book").write_text("of the dump's moment")
+        service = Kept(lab, carry=[str(data)])
         before = promise.host(lab)
         service.bring_to("dumped")
+        (data / "book").write_text("newer")
         image = lab.state / "images" / service.row()["image"]
         backup = tmp_path / "backup"
         shutil.copytree(image, backup)
@@ -92,6 +96,8 @@ def test_a_damaged_image_is_named_and_not_restored(lab: Lab, campaign: Campaign,
                 harm(path, chances)
                 try:
                     _refused(service, path.name)
+                    if {each.name: each.read_text() for each in data.iterdir()} != {"book": "newer"}:
+                        raise Broken("the data beside the image was touched")
                 finally:
                     shutil.rmtree(image)
                     shutil.copytree(backup, image)
@@ -101,6 +107,8 @@ def test_a_damaged_image_is_named_and_not_restored(lab: Lab, campaign: Campaign,
             promise.holds(lab, [service], before=before)
             service.resume(image.name)
             promise.holds(lab, [service], before=before)
+            if (data / "book").read_text() != "of the dump's moment":
+                raise Broken("its data was not put back")
         fault.facts = {"files of the image": len(files)}
         service.delete()
 
