@@ -87,6 +87,7 @@ demo: setup
 	@scripts/demo
 
 fuzz: setup-dev
+	$(PYTHON) -m pytest -q --hypothesis-profile=search tests/test_input_properties.py tests/test_mhctl_words.py
 	$(PYTHON) -m tests.fuzz.run $(FUZZ_ARGS)
 
 bench: setup-dev

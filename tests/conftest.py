@@ -19,7 +19,8 @@ __all__ = [
 
 # How fast examples are made says more about the machine's load than about them.
 _CALM = [HealthCheck.too_slow]
-settings.register_profile(
-    "suite", max_examples=100, deadline=None, print_blob=True, suppress_health_check=_CALM
-)
+# A commit passes or it doesn't: what is tried is the same each time. `make fuzz` looks for what is new.
+_asked = settings(deadline=None, print_blob=True, suppress_health_check=_CALM)
+settings.register_profile("suite", _asked, max_examples=100, derandomize=True)
+settings.register_profile("search", _asked, max_examples=1000, derandomize=False)
 settings.load_profile("suite")

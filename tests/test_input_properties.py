@@ -185,7 +185,7 @@ def test_a_process_may_call_itself_and_its_files_what_it_likes(
 ) -> None:
     """What a hostile service writes into its part of /proc is shown, and the scan before a dump ends well."""
     name, words = (
-        name.replace(b"\0", b"").replace(b"/", b"") or b"x",
+        name.replace(b"\0", b"").replace(b"/", b"").lstrip(b".") or b"x",
         [word.replace(b"\0", b"") for word in words],
     )
     code = (
