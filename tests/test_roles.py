@@ -77,6 +77,9 @@ ACTS: list[tuple[str, str, Callable[[User], object]]] = [
     ("create in a group of others", "admin", lambda who: create(who, user="games", group="disk")),
     ("create for a number in a group of others", "admin", lambda who: create(who, user="71234", group="42")),
     ("create with a bind", "admin", lambda who: create(who, binds=["/tmp/sudoers:/etc/sudoers"])),
+    ("add a capability", "admin", lambda who: create(who, privileges={"cap_add": ["DAC_OVERRIDE"]})),
+    ("let setuid programs be", "admin", lambda who: create(who, privileges={"new_privileges": True})),
+    ("drop a capability", "operator", lambda who: create(who, privileges={"cap_drop": ["CHOWN"]})),
     ("start root's", "admin", lambda who: operations.request_start(stopped("root"), actor=who, **ASKED)),
     (
         "dump with data",
