@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.stack import Stack, eventually
+from tests.stack import Stack, eventually, living
 
 MIB = 1024 * 1024
 
@@ -198,9 +198,40 @@ def test_answers_carry_their_headers_and_never_a_version(stack: Stack) -> None:
         assert b"x-content-type-options: nosniff" in said, path
         assert not re.search(rb"^server: .*\d", said, re.MULTILINE), path
         assert b"unsafe-" not in said, path
-    cookie = send(stack, head("/login/", "Connection: close"))
-    found = re.search(rb"(?i)set-cookie: (csrftoken=[^\r]+)", cookie)
-    assert found and b"HttpOnly" in found[1] and b"SameSite=Lax" in found[1]
+
+
+_MAKE_USER = """
+from django.contrib.auth.models import User
+User.objects.create_user("crumbs", password="long enough 1")
+"""
+
+
+def cookies_of_a_login(node: Stack, scheme: str) -> list[bytes]:
+    """Log in as a browser does, behind a proxy that has been asked by `scheme`; return what is set."""
+    node.manage("shell", "-c", _MAKE_USER)
+    asked = (f"X-Forwarded-Proto: {scheme}", f"Origin: {scheme}://localhost", "Connection: close")
+    page = send(node, head("/login/", *asked))
+    token = re.search(rb"csrftoken=(\w+)", page)
+    assert token, page[:2000]
+    form = b"username=crumbs&password=long+enough+1&csrfmiddlewaretoken=" + token[1]
+    post = (f"Content-Length: {len(form)}", "Content-Type: application/x-www-form-urlencoded")
+    held = f"Cookie: csrftoken={token[1].decode()}"
+    answer = send(node, head("/login/", *asked, *post, held, method="POST") + form)
+    assert status_of(answer) == 302, answer[:2000]
+    return re.findall(rb"(?im)^set-cookie: ([^\r]+)", page + answer)
+
+
+def test_no_script_and_no_other_site_gets_a_cookie(stack: Stack) -> None:
+    """And nobody on the way, where HTTPS is spoken."""
+    plain = cookies_of_a_login(stack, "http")
+    with living(Stack, "node-behind-https", MIEHISTO_HTTPS="1") as node:
+        secure = cookies_of_a_login(node, "https")
+    for found in (plain, secure):
+        assert {each.partition(b"=")[0] for each in found} == {b"csrftoken", b"sessionid"}, found
+        for each in found:
+            words = each.split(b"; ")
+            assert b"HttpOnly" in words and b"SameSite=Lax" in words, each
+            assert (b"Secure" in words) is (found is secure), each
 
 
 def test_many_wrong_tokens_do_not_shut_the_right_one_out(stack: Stack) -> None:
