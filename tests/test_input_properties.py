@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -180,34 +181,51 @@ def test_a_supervisors_state_is_understood_or_says_nothing(value: Any) -> None:
     made.binary(min_size=1, max_size=60),
     made.lists(made.binary(max_size=20), max_size=3),
 )
+@example(b") Z 1\n", b"\xff\r", [])
+@example(b"", b".", [])
 def test_a_process_may_call_itself_and_its_files_what_it_likes(
     comm: bytes, name: bytes, words: list[bytes]
 ) -> None:
     """What a hostile service writes into its part of /proc is shown, and the scan before a dump ends well."""
     name, words = (
-        name.replace(b"\0", b"").replace(b"/", b"").lstrip(b".") or b"x",
+        name.replace(b"\0", b"").replace(b"/", b""),
         [word.replace(b"\0", b"") for word in words],
     )
     code = (
-        "import ctypes, mmap, os, sys\n"
-        "ctypes.CDLL(None).prctl(15, bytes.fromhex(sys.argv[1]), 0, 0, 0)\n"
+        "import ctypes, mmap, os, socket, sys\n"
+        "libc = ctypes.CDLL(None)\n"
+        "libc.prctl(15, bytes.fromhex(sys.argv[1]), 0, 0, 0)\n"
         "name = bytes.fromhex(sys.argv[2])\n"
-        "held = [os.memfd_create(name), os.open(name, os.O_RDWR | os.O_CREAT)]\n"
-        "os.truncate(held[1], 4096); memory = mmap.mmap(held[1], 4096); os.unlink(name)\n"
+        "held = [os.memfd_create(name), os.open(b'f' + name, os.O_RDWR | os.O_CREAT)]\n"
+        "os.truncate(held[1], 4096); memory = mmap.mmap(held[1], 4096); os.unlink(b'f' + name)\n"
+        "line = socket.socket(socket.AF_UNIX); line.bind(b'\\0%d\\0' % os.getpid() + name); line.listen()\n"
+        # On a mount of its own, where nothing is found by a handle: a watch, and a file with two names.
+        "assert not libc.unshare(0x20000) and not libc.mount(None, b'/', None, 0x44000, None)\n"
+        "top = b'm' + name; os.mkdir(top); assert not libc.mount(b'none', top, b'ramfs', 0, None)\n"
+        "assert libc.inotify_add_watch(libc.inotify_init(), top, 2) > 0\n"
+        "path = top + b'/' + top; held.append(os.open(path, os.O_CREAT))\n"
+        "os.link(path, path + b'2'); os.unlink(path)\n"
         "print(flush=True); sys.stdin.read()\n"
     )
     with tempfile.TemporaryDirectory() as folder, subprocess.Popen(
         [sys.executable, "-c", code, comm.hex(), name.hex(), *words], cwd=folder, env={b"\xff": b"\n"},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    ) as child:  # fmt: skip
+    ) as child, socket.socket(socket.AF_UNIX) as client:  # fmt: skip
         assert child.stdin and child.stdout
-        child.stdout.readline()
+        assert child.stdout.readline() == b"\n"
+        client.connect(b"\0%d\0" % child.pid + name)
         shown = presently.look(child.pid)
         told = scanning.scan(child.pid, room=lambda: None)
         child.stdin.close()
-    json.dumps([shown, told]).encode()
+    # As PostgreSQL and a page take it: no half of a pair, no NUL.
+    text = json.dumps([shown, told], ensure_ascii=False).encode().replace(b"\\\\", b"")
+    assert b"\\u0000" not in text
     assert [each["pid"] for each in shown["processes"]] == [child.pid]
     assert {each["kind"] for each in shown["files"]} >= {"memfd", "file"}
+    assert {each["code"] for each in told["findings"]} >= {"link_remap", "inotify_handle", "unix_in_flight"}
+    assert told["options"] == (
+        {"force_irmap": [f"{folder}/m{os.fsdecode(name)}"]} if os.fsdecode(name).isprintable() else {}
+    )
 
 
 WORDS = made.sampled_from(

@@ -110,14 +110,15 @@ def look(
 
 
 def _place(pid: int, points: Sequence[tuple[int, str, str]], device: int, inode: int, search: Search) -> str:
-    """Return a folder in which CRIU would find what is watched; "" if none is known."""
+    """Return a folder in which CRIU would find what is watched; "" if an option can name none."""
     try:
         likely = [os.readlink(f"/proc/{pid}/cwd")]
     except OSError:
         return ""
     likely += [*_BY_ITSELF, *(point for _, point, kind in points if kind not in _OF_THE_KERNEL)]
     for folder in dict.fromkeys(likely):
-        if folder != "/" and (found := search.folder_of(pid, folder, device, inode)):
+        found = search.folder_of(pid, folder, device, inode) if folder != "/" else ""
+        if found and found.isprintable():
             return found
     return ""
 

@@ -13,6 +13,7 @@ from typing import Any
 from worker import findings, preflight, process, scan_locks, scan_sockets
 from worker.criu import GHOST_LIMIT
 from worker.errors import JobFailed
+from worker.files import shown
 from worker.findings import Finding
 from worker.scan_files import Files
 
@@ -97,7 +98,9 @@ def scan(
 
 def _verdict(found: Iterable[Finding]) -> dict[str, Any]:
     """Return what the findings come to; of several that say the same, one stays."""
-    once = {(each.code, each.message): each for each in found}
+    # A service may name its files and sockets as it likes, also as no database and no page could have it.
+    told = (each._replace(message=shown(each.message)) for each in found)
+    once = {(each.code, each.message): each for each in told}
     order = ("refusal", "option", "warning", "note")
     ordered = sorted(once.values(), key=lambda each: order.index(each.severity))
     refusals = [each for each in ordered if each.severity == "refusal"]
