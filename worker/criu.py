@@ -277,7 +277,7 @@ def kill_holder(lock: Path) -> bool:
     killed = False
     for process in holders(str(lock)):
         with suppress(OSError):
-            if Path(f"/proc/{process.pid}/comm").read_text().strip() == "criu":
+            if Path(f"/proc/{process.pid}/comm").read_bytes() == b"criu\n":
                 killed |= process.signal(signal.SIGKILL)
     return killed
 
