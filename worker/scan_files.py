@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from worker import findings, scan_locks, scan_watches
@@ -45,8 +45,12 @@ class Mounts:
         if namespace in self._namespaces:
             return
         self._namespaces.add(namespace)
-        for line in lines_of(f"/proc/{pid}/mountinfo"):
-            fields, _, rest = line.partition(" - ")
+        self.take(pid, lines_of(f"/proc/{pid}/mountinfo"))
+
+    def take(self, pid: int, rows: Iterable[str]) -> None:
+        """Take up what mountinfo says (proc_pid_mountinfo(5)) of the mounts that a process sees."""
+        for row in rows:
+            fields, _, rest = row.partition(" - ")
             number, _, device, _, point, *_ = fields.split(" ")
             major, minor = map(int, device.split(":"))
             self.ids.add(int(number))

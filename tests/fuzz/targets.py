@@ -26,6 +26,7 @@ from miehisto_web import settings as site
 from services import validation
 from services.problems import Problem
 from tests.archives import FILES, IMAGE, facts_of, node_in, tar_of
+from tests.fuzz.proc import mountinfo, proc
 from tests.fuzz.shaping import ODD_NAMES, Shaper
 from worker import (
     carry,
@@ -39,7 +40,6 @@ from worker import (
     importing,
     inspecting,
     manifest,
-    namespaces,
     orphans,
     preflight,
     putback,
@@ -310,14 +310,6 @@ def inspected(data: bytes) -> None:
             (image / name).unlink()
 
 
-def mountinfo(data: bytes) -> None:
-    """The escapes of a mount point's name (proc_pid_mountinfo(5)) give the name back."""
-    name = data.replace(b"\0", b"")
-    escaped = b"".join(b"\\%03o" % each if each in b" \t\n\\#" else bytes([each]) for each in name)
-    field = escaped.decode("utf-8", "surrogateescape")
-    assert namespaces.unescaped(field).encode("utf-8", "surrogateescape") == name
-
-
 TARGETS: dict[str, Callable[[bytes], None]] = {
     each.__name__: each
     for each in (
@@ -331,6 +323,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         disk_record,
         carried,
         mountinfo,
+        proc,
     )
 }
 
@@ -342,5 +335,6 @@ def seeds(name: str) -> list[bytes]:
     return {
         "tar": [b"\xff" + sound, b"\x01" + tar_of(("y" * 300, b"x"))],
         "manifest_text": [facts_of(FILES), b"[" * 2000],
+        "proc": [b") Z 1 1\nS:\tZ\r\xff" + bytes(range(256)), bytes(range(255, 0, -1)) * 2],
         "criu_image": [hashlib.sha512(bytes([n])).digest() * 4 for n in range(4)],
     }.get(name, [bytes(range(256)) * 2, b"\x01" * 64])
