@@ -130,6 +130,22 @@ def test_an_operators_day(page: Page, stack: Stack) -> None:
     assert eventually(lambda: get_page(port))
 
 
+def test_the_audits_csv_is_of_the_filters_that_are_set(page: Page, stack: Stack) -> None:
+    stack.mhctl("service", "stop", stack.create("sleep", "1000", options=("--name", "web")))
+    log_in_as_admin(page, stack)
+    page.goto("/audit/")
+    csv = page.get_by_role("link", name="CSV")
+    expect(csv).to_have_attribute("href", "/audit.csv?")
+    page.get_by_role("combobox", name="What").select_option("stop")
+    expect(csv).to_have_attribute("href", re.compile(r"^/audit\.csv\?.*action=stop"))
+    page.get_by_role("searchbox").fill("nobody-at-all")
+    expect(csv).to_have_count(0)
+    page.get_by_role("searchbox").fill("web")
+    expect(csv).to_have_attribute("href", re.compile(r"q=web.*action=stop"))
+    rows = page.request.get(str(csv.get_attribute("href"))).text().splitlines()[1:]
+    assert rows and all(",stop,service," in row for row in rows)
+
+
 def test_by_the_keyboard_alone(page: Page, stack: Stack) -> None:
     port = free_port()
     service = stack.create(*server(port).split(), options=("--name", "keys"))
