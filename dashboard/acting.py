@@ -177,8 +177,7 @@ def _dialog(request: HttpRequest, described: Action, subject: Service | Image, b
         "subject": subject,
         "title": described.title.format(_called(subject)),
         "hindrance": _hindrance(described, subject),
-        "filled": filled,
-        "checked": [*filled, *(["restore_on_boot"] if getattr(subject, "restore_on_boot", False) else [])],
+        "fields": [(option, filled.get(option.name, "")) for option in described.options],
         "unfolded": any(option.rare and option.name in filled for option in described.options),
         "changed_files": _changed_files(subject, _job_in(request.GET)),
         "job": _job_in(request.GET),
@@ -215,19 +214,25 @@ def _hindrance(described: Action, subject: Service | Image) -> str:
 
 
 def _filled(described: Action, subject: Service | Image, query: QueryDict) -> dict[str, str]:
-    """Return what is in the fields: that of the schedule that it has; what a remedy leads to (?fill=NAME,…).
+    """Return what is in the fields, "on" in a box that is ticked.
 
-    Folders are the service's own.
+    That is what is so now, else what the address says (?NAME=VALUE), else what a remedy leads to
+    (?fill=NAME,…): a tick, or the service's own folder.
     """
     if described.name == "schedule":
         return schedules.as_typed(subject.pk)
+    filled = {"name": subject.name}
+    folder = ""
+    if isinstance(subject, Service):
+        filled["restore_on_boot"] = "on" if subject.restore_on_boot else ""
+        folder = subject.cwd if subject.cwd != "/" else ""
     asked = query.get("fill", "").split(",")
-    folder = subject.cwd if isinstance(subject, Service) and subject.cwd != "/" else ""
-    return {
-        option.name: folder if option.kind == "folders" else ""
-        for option in described.options
-        if option.name in asked
-    }
+    for option in described.options:
+        if option.name in query:
+            filled[option.name] = query.get(option.name, "")
+        elif option.name in asked:
+            filled[option.name] = {"check": "on", "folders": folder}.get(option.kind, "")
+    return filled
 
 
 def _job_in(given: QueryDict) -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 
 @dataclass(frozen=True)
@@ -318,12 +319,12 @@ def in_words(text: str) -> str:
 def as_typed(options: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return a dump's options as its dialog has them: name, label, the value to type ("" for a tick).
 
-    options: as the API has them; a size is in bytes.
+    options: as the API has them; a size is in bytes. One that is off or empty is left out.
     """
     found = []
     for name, value in options.items():
         option = _DUMP_OPTIONS.get(name)
-        if option is None:
+        if option is None or not value:
             continue
         typed = "" if option.kind == "check" else str(value)
         if option.kind == "mebibytes":
@@ -332,3 +333,8 @@ def as_typed(options: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             typed = " ".join(value)
         found.append((name, option.label, typed))
     return found
+
+
+def as_query(options: Mapping[str, Any]) -> str:
+    """Return a dump's options as the query string that fills its dialog with them."""
+    return urlencode({name: typed or "on" for name, _label, typed in as_typed(options)})

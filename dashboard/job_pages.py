@@ -9,6 +9,7 @@ from typing import Any
 from django.db.models import Q, QuerySet
 from django.urls import reverse
 
+from dashboard.actions import as_query
 from dashboard.overview import is_silent
 from dashboard.page import Context, Look, Moved, page
 from dashboard.tables import Column, Filter, begins, search_of, table
@@ -96,6 +97,8 @@ def job(look: Look, reference: str) -> Context:
         "about": row.service or Service.objects.filter(pk=row.service_ref).first(),
         "has_image": bool(row.image_id) and Image.objects.filter(pk=row.image_id).exists(),
         "dry_run": row.kind == JobKind.CHECK_SERVICE and row.state is JobState.SUCCEEDED,
+        # Whoever goes on from here to a dump goes on with what he chose, and with what is asked of him.
+        "chosen": as_query({**row.options, **(row.result.get("options") or {})}),
     }
 
 

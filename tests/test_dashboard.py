@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import html
 import json
 import re
 from collections.abc import AsyncIterator
@@ -19,7 +20,7 @@ from dashboard.axis import Axis
 from dashboard.changes import Changes
 from images import operations as operations_of_images
 from images.models import Image, Schedule
-from services import inspection, operations
+from services import operations
 from services.auditing import record_audit
 from services.models import AuditEvent, Job, Service
 from tests.rows import in_bulk, made_service, member, recorded_image, running_service, stopped_service, taken
@@ -271,10 +272,10 @@ def test_only_images_that_nobody_would_miss_are_proposed_and_only_to_admins(admi
 def test_a_remedy_leads_to_what_can_be_done(admin: Client) -> None:
     service = running_service("web")
     Service.objects.filter(pk=service.pk).update(cwd="/srv/app")
-    job = taken(operations.request_dump(service, actor="root", source="manage"))
+    job = taken(operations.request_dump(service, actor="root", source="manage", leave_running=True))
     for code, wanted in (
         ("pool_full", "/images/prune/"),
-        ("inotify_handle", "/dump/?fill=force_irmap"),
+        ("inotify_handle", f"/dump/?fill=force_irmap&amp;job={job.pk}&amp;leave_running=on"),
         ("service_died_with_criu", f"/images/?q={service.pk}"),
         ("service_died_with_criu", f"/services/{service.pk}/start/"),
     ):
@@ -288,9 +289,12 @@ def test_a_remedy_leads_to_what_can_be_done(admin: Client) -> None:
     )
 
 
-def test_a_dry_run_calls_the_options_as_the_dialog_does(admin: Client) -> None:
+def test_a_dry_run_calls_the_options_as_the_dialog_does_and_leads_back_to_it(admin: Client) -> None:
     service = running_service("web")
-    job = taken(inspection.request_check_service(service, actor="root", source="manage"))
+    typed = {"leave_running": "on", "carry": "/srv/a&b /srv/c", "freeze_timeout": "2.5", "ghost_limit": "1"}
+    asked = admin.post(f"/services/{service.pk}/check/", typed | {"grace": "", "force_irmap": ""})
+    job = taken(Job.objects.get(kind="check_service"))
+    assert asked["Location"] == f"/jobs/{job.pk}/"
     found = {
         "verdict": "options",
         "sentence": "Yes, with these options: ghost_limit.",
@@ -303,7 +307,15 @@ def test_a_dry_run_calls_the_options_as_the_dialog_does(admin: Client) -> None:
     page = text_of(admin, f"/jobs/{job.pk}/")
     assert "Deleted files up to (MiB): 3" in page
     assert "(option “Deleted files up to (MiB)”)" in page
-    assert "ghost_limit" not in page
+    link = re.search(r'href="([^"]+/dump/[^"]*)" data-dialog', page)
+    assert link
+    # What was chosen is chosen there, and so is what was asked for.
+    dialog = text_of(admin, html.unescape(link[1]))
+    assert re.findall(r'name="(\w+)" checked', dialog) == ["leave_running"]
+    filled = dict(re.findall(r'id="f-(\w+)" name="\w+" value="([^"]+)"', dialog))
+    assert filled == {"carry": "/srv/a&amp;b /srv/c", "freeze_timeout": "2.5", "ghost_limit": "3"}
+    assert "<details open>" in dialog
+    assert "ghost_limit" not in page.replace(link[1], "")
     in_the_dialog = render_to_string(
         "services/_dry_run.html", {"job": Job.objects.get(pk=job.pk), "found": found}
     )
