@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Set
+from dataclasses import replace
 
 from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import reverse
 
-from dashboard.acting import FORM, action, refused, shown
-from dashboard.actions import IMAGE_ACTIONS, SERVICE_ACTIONS
+from dashboard.acting import FORM, action, options_of, refused, shown
+from dashboard.actions import IMAGE_ACTIONS, SERVICE_ACTIONS, Action
 from dashboard.rights import Rights
 from dashboard.tables import ROWS
 from images import operations as image_operations
@@ -20,12 +21,26 @@ from services.models import Job, Service
 from services.problems import Problem
 from services.states import KINDS, JobKind, ServiceState
 
+
+def _for_many(described: Action, *names: str) -> Action:
+    """Return an action with these of its options only: the others are about one service."""
+    return replace(described, options=tuple(each for each in described.options if each.name in names))
+
+
 # What may be asked of many, and of those in which states. Which older image a stopped one would go back to is
 # for somebody to choose.
-_MANY: dict[str, tuple[Set[ServiceState], Callable[..., Job]]] = {
-    "dump": (KINDS[JobKind.DUMP].allowed, operations.request_dump),
-    "stop": (KINDS[JobKind.STOP].allowed, operations.request_stop),
-    "restore": ({ServiceState.DUMPED}, image_operations.request_restore_of),
+_MANY: dict[str, tuple[Action, Set[ServiceState], Callable[..., Job]]] = {
+    "dump": (
+        _for_many(SERVICE_ACTIONS["dump"], "leave_running"),
+        KINDS[JobKind.DUMP].allowed,
+        operations.request_dump,
+    ),
+    "stop": (_for_many(SERVICE_ACTIONS["stop"]), KINDS[JobKind.STOP].allowed, operations.request_stop),
+    "restore": (
+        _for_many(IMAGE_ACTIONS["restore"]),
+        {ServiceState.DUMPED},
+        image_operations.request_restore_of,
+    ),
 }
 
 
@@ -37,13 +52,13 @@ def bulk(request: HttpRequest) -> HttpResponse:
     verb = given.get("do", "")
     if verb not in _MANY:
         raise Http404
-    allowed, operation = _MANY[verb]
+    described, allowed, operation = _MANY[verb]
     chosen = list(Service.objects.for_display().filter(pk__in=given.getlist("id")[:ROWS]))
     if request.method != "POST":
         fit = [service for service in chosen if service.state in allowed]
         rights = Rights.of(request.user)
         context = {
-            "action": SERVICE_ACTIONS.get(verb) or IMAGE_ACTIONS[verb],
+            "action": described,
             "fit": fit,
             "unfit": [service for service in chosen if service not in fit],
             "may": rights.operate,
@@ -54,10 +69,11 @@ def bulk(request: HttpRequest) -> HttpResponse:
         require_operator(request.user)
     except Problem as problem:
         return refused(request, problem, reverse("services:list"))
+    options = options_of(described, given)
     asked, complaints = 0, []
     for service in chosen:
         try:
-            operation(service, actor=request.user, source="web")
+            operation(service, actor=request.user, source="web", **options)
         except Problem as problem:
             complaints.append(problem.message)
         else:

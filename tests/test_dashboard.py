@@ -141,6 +141,16 @@ def test_many_services_are_asked_for_at_once(admin: Client) -> None:
     assert Job.objects.filter(kind="stop", status="queued").count() == 2
 
 
+def test_many_are_dumped_and_left_running_by_one_box(admin: Client) -> None:
+    services = [running_service("one"), running_service("other", 99)]
+    chosen = {"do": "dump", "id": [service.pk for service in services]}
+    page = admin.get("/services/bulk/", chosen).content.decode()
+    assert re.findall(r'<input type="(?!hidden)\w+" id="\S+" name="(\w+)"', page) == ["leave_running"]
+    admin.post("/services/bulk/", chosen | {"leave_running": "on", "tcp_close": "on"})
+    made = [job.options for job in Job.objects.filter(kind="dump")]
+    assert made == [{"leave_running": True}, {"leave_running": True}]
+
+
 def test_a_service_is_created_from_a_typed_line(admin: Client) -> None:
     typed = {"command": "/bin/echo 'two words'", "user": "nobody:nogroup", "cwd": "/tmp", "name": "web"}
     admin.post("/services/new/", typed | {"env": "A=1\n\nB=x=y"})
