@@ -16,13 +16,14 @@ from django.urls import reverse
 from django.views.decorators.http import require_http_methods, require_POST
 
 from dashboard.actions import IMAGE_ACTIONS, SERVICE_ACTIONS, Action, Option
-from dashboard.rights import Rights
+from dashboard.rights import Rights, account_of, barred
 from images import operations as image_operations
 from images import schedules
 from images.models import Image
+from images.origins import require_trusted
 from images.retrying import asked_after, request_retry
 from services import operations
-from services.actors import Actor, require_operator
+from services.actors import Actor, require_account, require_admin, require_operator
 from services.lookup import find_job, find_service
 from services.models import Job, Service
 from services.problems import Problem, bad_input
@@ -171,18 +172,25 @@ def shown(request: HttpRequest, heart: str, context: dict[str, Any], status: int
 
 def _dialog(request: HttpRequest, described: Action, subject: Service | Image, back: str) -> HttpResponse:
     rights = Rights.of(request.user)
+    bar = barred(rights, subject) if rights.operate else ""
     filled = _filled(described, subject, request.GET)
     context = {
         "action": described,
         "subject": subject,
         "title": described.title.format(_called(subject)),
+        "refusal": _refusal(described, subject, request.user),
         "hindrance": _hindrance(described, subject),
-        "fields": [(option, filled.get(option.name, "")) for option in described.options],
+        "bar": bar if described.ends else "",
+        "fields": [
+            (option, filled.get(option.name, ""))
+            for option in described.options
+            # What an admin has ticked stays: an empty box would take it away.
+            if not (option.revives and bar) or filled.get(option.name) == "on"
+        ],
         "unfolded": any(option.rare and option.name in filled for option in described.options),
         "changed_files": _changed_files(subject, _job_in(request.GET)),
         "job": _job_in(request.GET),
         "back": back,
-        "may": rights.administer if described.admin else rights.operate,
         "rights": rights,
         "rare": any(option.rare for option in described.options),
         "here": "services" if isinstance(subject, Service) else "images",
@@ -196,6 +204,21 @@ def _called(subject: Service | Image) -> str:
         return str(subject)
     of = f" of {subject.service}" if subject.service else ""
     return f"image {subject.name or subject.pk[:12]}{of}"
+
+
+def _refusal(described: Action, subject: Service | Image, actor: Actor) -> str:
+    """Return what the operation would say to somebody who may not, "" if he may."""
+    try:
+        require_operator(actor)
+        if described.admin:
+            require_admin(actor, f"delete {'a service' if isinstance(subject, Service) else 'an image'}")
+        if described.revives:
+            if isinstance(subject, Image):
+                require_trusted(subject, actor)
+            require_account(actor, *account_of(subject))
+    except Problem as problem:
+        return f"{problem.message} {problem.remedy}"
+    return ""
 
 
 def _hindrance(described: Action, subject: Service | Image) -> str:
@@ -278,8 +301,9 @@ def _number(option: Option, text: str) -> float | int:
 
 
 def refused(request: HttpRequest, problem: Problem, back: str) -> HttpResponse:
-    """Say what refused it: as a 403 page for somebody who may not, else on the page that he came from."""
+    """Say what refused it: on the page that he came from, or one that leads there for who may not."""
     if problem.http_status == 403:
-        return render(request, "403.html", {"message": f"{problem.message} {problem.remedy}"}, status=403)
+        context = {"message": f"{problem.message} {problem.remedy}", "back": back}
+        return render(request, "403.html", context, status=403)
     messages.error(request, f"{problem.message} {problem.remedy}".rstrip())
     return redirect(back)

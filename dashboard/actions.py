@@ -14,6 +14,7 @@ class Option:
     """A field of a dialog. kind: check, seconds, mebibytes, count, folders, text or name. help: one sentence.
 
     rare: it is shown only when asked for, for few need it. example: what stands in an empty one.
+    revives: for those only who may bring the service to life.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Option:
     kind: str = "check"
     rare: bool = False
     example: str = ""
+    revives: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Action:
 
     name: as in the address. title: the dialog's head; "{}" is what it is about. verb: on the button.
     effects: (question, answer) pairs that say what will happen, also to clients.
-    danger: something is lost. admin: for admins only.
+    danger: something is lost. admin: for admins only. revives: a process comes to life, so that it is for
+    admins where that is root's. ends: the process ends, and only who may that brings it back.
     """
 
     name: str
@@ -40,6 +43,8 @@ class Action:
     options: tuple[Option, ...] = ()
     danger: bool = False
     admin: bool = False
+    revives: bool = False
+    ends: bool = False
 
 
 _TCP_CLOSE = Option(
@@ -93,6 +98,7 @@ _FOR_SERVICES = (
                 "folders",
                 rare=True,
                 example="/var/lib/app",
+                revives=True,
             ),
             _TCP_CLOSE,
             Option(
@@ -124,6 +130,7 @@ _FOR_SERVICES = (
                 rare=True,
             ),
         ),
+        ends=True,
     ),
     Action(
         "stop",
@@ -139,6 +146,7 @@ _FOR_SERVICES = (
         ),
         (_GRACE,),
         danger=True,
+        ends=True,
     ),
     Action(
         "start",
@@ -154,6 +162,7 @@ _FOR_SERVICES = (
                 ),
             ),
         ),
+        revives=True,
     ),
     Action(
         "restart",
@@ -165,6 +174,7 @@ _FOR_SERVICES = (
         ),
         (_GRACE,),
         danger=True,
+        revives=True,
     ),
     Action(
         "change",
@@ -178,6 +188,7 @@ _FOR_SERVICES = (
                 "Restore it after a boot",
                 "From its newest image that is sound, when the node was started anew."
                 " Also if its supervisor was killed and none can take over: then it is dumped first.",
+                revives=True,
             ),
         ),
     ),
@@ -269,6 +280,7 @@ _FOR_IMAGES = (
             ),
             _TCP_CLOSE,
         ),
+        revives=True,
     ),
     Action(
         "verify",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 
 from django.contrib import messages
@@ -12,9 +12,11 @@ from django.urls import reverse
 
 from dashboard.acting import FORM, action, options_of, refused, shown
 from dashboard.actions import IMAGE_ACTIONS, SERVICE_ACTIONS, Action
-from dashboard.rights import Rights
+from dashboard.page import Context
+from dashboard.rights import Rights, barred
 from dashboard.tables import ROWS
 from images import operations as image_operations
+from images.models import Image
 from services import operations
 from services.actors import require_operator
 from services.models import Job, Service
@@ -55,16 +57,10 @@ def bulk(request: HttpRequest) -> HttpResponse:
     described, allowed, operation = _MANY[verb]
     chosen = list(Service.objects.for_display().filter(pk__in=given.getlist("id")[:ROWS]))
     if request.method != "POST":
-        fit = [service for service in chosen if service.state in allowed]
-        rights = Rights.of(request.user)
-        context = {
-            "action": described,
-            "fit": fit,
-            "unfit": [service for service in chosen if service not in fit],
-            "may": rights.operate,
-            "here": "services",
-        }
-        return shown(request, "services/_bulk.html", context)
+        able = [service for service in chosen if service.state in allowed]
+        told = _told(described, able, Rights.of(request.user))
+        unfit = [service for service in chosen if service not in able]
+        return shown(request, "services/_bulk.html", {**told, "unfit": unfit})
     try:
         require_operator(request.user)
     except Problem as problem:
@@ -83,3 +79,27 @@ def bulk(request: HttpRequest) -> HttpResponse:
     for message in complaints:
         messages.error(request, message)
     return redirect("services:jobs" if asked else "services:list")
+
+
+def _told(described: Action, services: Sequence[Service], rights: Rights) -> Context:
+    """Return what a dialog says of services whose state allows it."""
+    images, whys = {}, {}
+    if described.revives:
+        images = Image.objects.for_display().in_bulk([service.image_id for service in services])
+        whys = {service.pk: _why_not(images.get(service.image_id), rights) for service in services}
+    fit = [service for service in services if not whys.get(service.pk)]
+    return {
+        "action": described,
+        "fit": [(service, images.get(service.image_id)) for service in fit],
+        "refused": [(service, whys[service.pk]) for service in services if service not in fit],
+        "final": [service for service in fit if described.ends and barred(rights, service)],
+        "may": rights.operate,
+        "here": "services",
+    }
+
+
+def _why_not(image: Image | None, rights: Rights) -> str:
+    """Return why a service that is this image would not be restored, "" if nothing is known."""
+    if image is None:
+        return "Its image is not in the pool."
+    return barred(rights, image)

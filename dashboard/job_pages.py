@@ -12,6 +12,7 @@ from django.urls import reverse
 from dashboard.actions import as_query
 from dashboard.overview import is_silent
 from dashboard.page import Context, Look, Moved, page
+from dashboard.rights import barred
 from dashboard.tables import Column, Filter, begins, search_of, table
 from dashboard.waterfall import waterfall
 from images.models import Image
@@ -32,6 +33,7 @@ COLUMNS = (
     Column("Queued", "queued"),
     Column("Took", number=True),
 )
+_REVIVING = {JobKind.START, JobKind.RESTART, JobKind.RESTORE}
 _ENDED_BADLY = frozenset({JobState.FAILED, JobState.ERRORED, JobState.LOST, JobState.CANCELLED})
 _ERROR = re.compile(r"\b(Error|FAILED|failed)\b")
 ORDERS = {"queued": ("queued_at", "id")}
@@ -83,6 +85,8 @@ def job(look: Look, reference: str) -> Context:
     if found.pk != reference:
         raise Moved(reverse("services:job", args=[found.pk]))
     row = waiting.load(found.pk)
+    about = row.service or Service.objects.filter(pk=row.service_ref).first()
+    bar = barred(look.rights, about) if about and row.kind in _REVIVING else ""
     return {
         "job": row,
         "events": row.known_events,
@@ -91,10 +95,11 @@ def job(look: Look, reference: str) -> Context:
         "bars": waterfall(row),
         "lines": marked(row.error_lines),
         # Unless its failure offers just this; what it offers besides may not be enough.
-        "may_retry": may_retry(row) and not any(map(_tries_again, row.error_actions)),
+        "may_retry": not bar and may_retry(row) and not any(map(_tries_again, row.error_actions)),
+        "bar": bar,
         "log": log_object(row)["lines"] if row.state in _ENDED_BADLY else [],
         "address": _address(row),
-        "about": row.service or Service.objects.filter(pk=row.service_ref).first(),
+        "about": about,
         "has_image": bool(row.image_id) and Image.objects.filter(pk=row.image_id).exists(),
         "dry_run": row.kind == JobKind.CHECK_SERVICE and row.state is JobState.SUCCEEDED,
         # Whoever goes on from here to a dump goes on with what he chose, and with what is asked of him.

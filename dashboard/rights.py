@@ -4,19 +4,46 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from services.actors import Actor, may
-from services.roles import ADMINISTER, AUDIT, OPERATE, SEE
+from images.models import Image
+from services.actors import Actor, may, reserved
+from services.models import Service
+from services.roles import ADMINISTER, AUDIT, OPERATE, RESTORE_FOREIGN, SEE
 
 
 class Rights(NamedTuple):
-    """see: look at pages. operate: start, dump, restore, … administer: delete. audit: see the record."""
+    """see: look at pages. operate: start, dump, restore, … administer: delete. audit: see the record.
+
+    foreign: restore what was imported.
+    """
 
     see: bool
     operate: bool
     administer: bool
     audit: bool
+    foreign: bool
 
     @classmethod
     def of(cls, actor: Actor) -> Rights:
         """Return what a user may do; it may read his permissions from the database."""
-        return cls(may(actor, SEE), may(actor, OPERATE), may(actor, ADMINISTER), may(actor, AUDIT))
+        return cls(*(may(actor, each) for each in (SEE, OPERATE, ADMINISTER, AUDIT, RESTORE_FOREIGN)))
+
+
+def account_of(subject: Service | Image) -> tuple[str, str]:
+    """Return the user and the group of a service, or of an image's, which may be deleted since."""
+    if isinstance(subject, Service):
+        return subject.user, subject.group
+    if subject.service:
+        return account_of(subject.service)
+    spec = (subject.manifest or {}).get("spec") or {}
+    return str(spec.get("user", "")), str(spec.get("group", ""))
+
+
+def barred(rights: Rights, subject: Service | Image) -> str:
+    """Return why an operator may not bring a service, or that of an image, to life; "" if he may.
+
+    The operations ask the same: `require_account`, and `require_trusted` for an image.
+    """
+    if not rights.foreign and isinstance(subject, Image) and subject.is_foreign:
+        return "It was imported: only an admin can restore it."
+    how = "" if rights.administer else reserved(*account_of(subject))
+    return how and f"It runs {how}: only an admin can bring it back."

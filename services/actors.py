@@ -65,7 +65,14 @@ def require_auditor(actor: Actor) -> None:
 
 
 def require_account(actor: Actor, user: str, group: str) -> None:
-    """Raise Problem not_allowed unless `actor` may bring to life what runs as this user and group.
+    """Raise Problem not_allowed unless `actor` may bring to life what runs as this user and group."""
+    how = reserved(user, group)
+    if how:
+        require_admin(actor, f"run anything {how}")
+
+
+def reserved(user: str, group: str) -> str:
+    """Return how a service of this user and group runs, as the rest of "It runs …", if that is for admins.
 
     Root's processes own the node, and the site's own user owns the database that says who may do what, so
     both are for admins. So is a group that the user is not in: one such as disk or shadow is as good as root.
@@ -77,11 +84,10 @@ def require_account(actor: Actor, user: str, group: str) -> None:
     own = _groups(user or "0")
     groups = own if gid is None else own | {gid}
     if uid == 0 or 0 in groups:
-        require_admin(actor, "run anything as root")
-    elif site and (uid == site.pw_uid or site.pw_gid in groups):
-        require_admin(actor, "run anything as the site's own user")
-    elif groups > own:
-        require_admin(actor, f"run anything of user {user} in the group {group}, which is not the user's own")
+        return "as root"
+    if site and (uid == site.pw_uid or site.pw_gid in groups):
+        return "as the site's own user"
+    return f"in the group {group}, which is none of user {user}'s own" if groups > own else ""
 
 
 def _row(name: str) -> pwd.struct_passwd | None:

@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -30,9 +31,9 @@ def admin() -> Client:
     return client
 
 
-def text_of(client: Client, address: str) -> str:
+def text_of(client: Client, address: str, **query: Any) -> str:
     """Return a page that is shown."""
-    answer = client.get(address)
+    answer = client.get(address, query)
     assert answer.status_code == 200, address
     return answer.content.decode()
 

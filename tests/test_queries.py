@@ -16,7 +16,7 @@ from django.utils import timezone
 from dashboard.actions import IMAGE_ACTIONS, SERVICE_ACTIONS
 from images.models import Image
 from services.models import ApiToken, AuditEvent, Job, JobEvent, Service, ServiceEvent, ServiceSample
-from tests.rows import in_bulk, jobs_of, running_service
+from tests.rows import in_bulk, jobs_of, member, running_service
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -78,8 +78,9 @@ def lived(service: Service, user: User, count: int) -> None:
 
 def test_no_page_asks_more_of_the_database_when_there_is_more(asked: list[str]) -> None:
     boss = User.objects.create_superuser("boss", password="long enough 1")
-    client = Client()
+    client, operator = Client(), Client()
     client.force_login(boss)
+    operator.force_login(member("operator"))
     service = running_service("web")
     in_bulk(FEW)
     lived(service, boss, FEW)
@@ -122,6 +123,10 @@ def test_no_page_asks_more_of_the_database_when_there_is_more(asked: list[str]) 
             whole = f"{address}&id={chosen}" if "bulk" in address else address
             assert client.get(whole).status_code == 200, address
             found[address] = len(asked)
+        for address in ("/services/", "/images/"):  # which say what he may not bring back
+            asked.clear()
+            assert operator.get(address).status_code == 200, address
+            found[f"{address} of an operator"] = len(asked)
         return found
 
     questions()  # some of what the first ones learn is remembered

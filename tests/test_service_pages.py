@@ -12,9 +12,10 @@ from django.test import AsyncClient, Client
 from django.utils import timezone
 
 from images.models import Image, ImageContents
-from services import logs
+from services import logs, operations
 from services.models import Job, Service, ServiceLoad
-from tests.rows import made_service, member, recorded_image, running_service, stopped_service
+from tests.rows import made_service, member, recorded_image, running_service, stopped_service, taken
+from tests.site_fixtures import text_of
 from worker.runmh.log import KEPT
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -124,6 +125,72 @@ def test_many_are_restored_only_from_the_images_that_they_are(admin: Client) -> 
     assert "Asked for 1 restore job." in told
     assert "stopped is stopped, so it is no image that could be restored" in told
     assert [job.service_id for job in Job.objects.filter(kind="restore")] == [dumped.pk]
+
+
+AS_ROOT = "It runs as root: only an admin can bring it back."
+
+
+def test_an_operator_is_told_before_what_only_an_admin_brings_back() -> None:
+    operator = Client()
+    operator.force_login(member("operator"))
+    roots, own = running_service("roots"), running_service("own", pid=7, user="games")
+    for service, is_roots in ((roots, True), (own, False)):
+        page, address = text_of(operator, f"/services/{service.pk}/"), f"/services/{service.pk}"
+        assert (f'href="{address}/restart/"' not in page) is is_roots
+        assert (f"{address}/dump/" in page) and (f"{address}/stop/" in page)
+        for verb, field in (("dump", "carry"), ("stop", "no such"), ("change", "restore_on_boot")):
+            dialog = text_of(operator, f"{address}/{verb}/")
+            assert (AS_ROOT in dialog) is (is_roots and verb != "change"), verb
+            assert (f'name="{field}"' in dialog) is (not is_roots and field != "no such"), verb
+        restart = text_of(operator, f"{address}/restart/")
+        assert ("may not run anything as root. Ask an administrator" in restart) is is_roots
+        assert ('name="grace"' not in restart) is ('class="danger"' not in restart) is is_roots
+    both = {"id": [roots.pk, own.pk]}
+    assert "Only an admin can bring back roots." in text_of(operator, "/services/bulk/", do="dump", **both)
+    refused = operator.post(f"/services/{roots.pk}/restart/")
+    assert refused.status_code == 403
+    assert f'href="/services/{roots.pk}/">Back</a>' in refused.content.decode()
+    # What is ticked already stays so, whoever saves.
+    Service.objects.update(restore_on_boot=True)
+    assert 'name="restore_on_boot" checked' in text_of(operator, f"/services/{roots.pk}/change/")
+
+
+def test_an_operator_is_offered_no_way_back_that_would_be_refused() -> None:
+    operator = Client()
+    operator.force_login(member("operator"))
+    roots, own, came = (
+        stopped_service(name, user=user)
+        for name, user in (("roots", "root"), ("own", "games"), ("came", "games"))
+    )
+    ways = {}
+    for service in (roots, own, came):
+        image = recorded_image(service)
+        Service.objects.filter(pk=service.pk).update(status="dumped", image_id=image.pk)
+        ways[service] = f'href="/images/{image.pk}/restore/"'
+    Image.objects.filter(pk=image.pk).update(manifest={"origin": {"imported_by": "boss"}})
+    for address, offered in (
+        ("/services/", {own, came}),
+        ("/images/", {own}),
+        (f"/services/{roots.pk}/", set()),
+        *((f"/images/{each.pk}/", {each.service} & {own}) for each in Image.objects.all()),
+    ):
+        page = text_of(operator, address)
+        assert {service for service, way in ways.items() if way in page} == offered, address
+        assert f"/services/{roots.pk}/start/" not in page
+    assert AS_ROOT in text_of(operator, f"/services/{roots.pk}/")
+    said = text_of(operator, f"/images/{image.pk}/restore/")
+    assert "may not restore an image that was imported. Ask an administrator" in said
+    assert "accept_changed_files" not in said
+    many = text_of(operator, "/services/bulk/", do="restore", id=[service.pk for service in ways])
+    assert re.findall(r'name="id" value="(\w+)"', many) == [own.pk]
+    assert f"<li>roots: {AS_ROOT}</li>" in many
+    assert "<li>came: It was imported: only an admin can restore it.</li>" in many
+    # Trying again what failed would be refused as well.
+    for service in (roots, own):
+        job = taken(operations.request_start(service, actor="root", source="manage"))
+        operations.fail(job, code="x", message="No.", remedy="", lines=[], service_state=None)
+        page = text_of(operator, f"/jobs/{job.pk}/")
+        assert (AS_ROOT in page) is ("Try again" not in page) is (service is roots)
 
 
 def test_the_first_page_counts_in_whole_sentences(admin: Client) -> None:

@@ -13,7 +13,7 @@ from django.templatetags.static import static
 from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 
-from dashboard import actions
+from dashboard import actions, rights
 from dashboard.page import Part
 
 register = template.Library()
@@ -161,6 +161,10 @@ def words(kind: str) -> str:
 def dialog_words(text: str) -> str:
     """Return a remedy with the dump's options called as its dialog calls them."""
     return actions.in_words(text)
+
+
+# Why an operator may not bring a service, or that of an image, to life.
+register.filter("barred", rights.barred)
 
 
 @register.filter
