@@ -19,7 +19,7 @@ from dashboard.actions import IMAGE_ACTIONS, SERVICE_ACTIONS, Action, Option
 from dashboard.rights import Rights, account_of, barred
 from images import operations as image_operations
 from images import schedules
-from images.models import Image
+from images.models import Image, ImageState
 from images.origins import require_trusted
 from images.retrying import asked_after, request_retry
 from services import operations
@@ -181,6 +181,8 @@ def _dialog(request: HttpRequest, described: Action, subject: Service | Image, b
         "refusal": _refusal(described, subject, request.user),
         "hindrance": _hindrance(described, subject),
         "bar": bar if described.ends else "",
+        "image": subject if isinstance(subject, Image) else None,
+        "newer": _newer(described, subject),
         "fields": [
             (option, filled.get(option.name, ""))
             for option in described.options
@@ -207,7 +209,7 @@ def _called(subject: Service | Image) -> str:
 
 
 def _refusal(described: Action, subject: Service | Image, actor: Actor) -> str:
-    """Return what the operation would say to somebody who may not, "" if he may."""
+    """Return what would be said to somebody who may not, or of a damaged image; "" for neither."""
     try:
         require_operator(actor)
         if described.admin:
@@ -218,7 +220,23 @@ def _refusal(described: Action, subject: Service | Image, actor: Actor) -> str:
             require_account(actor, *account_of(subject))
     except Problem as problem:
         return f"{problem.message} {problem.remedy}"
+    if described.revives and isinstance(subject, Image) and subject.is_damaged:
+        # The worker would say the same, after a look.
+        found = subject.damage[0] if subject.damage else "it is not what was sealed"
+        return (
+            f"The image is damaged: {found}. Restore another image of this service; "
+            "or put the damaged files back from a backup, then verify it."
+        )
     return ""
+
+
+def _newer(described: Action, subject: Service | Image) -> Image | None:
+    """Return the newest sound image of a service of which an older one would be restored; None for none."""
+    if not (described.revives and isinstance(subject, Image) and subject.service_ref):
+        return None
+    newer = Image.objects.filter(service_ref=subject.service_ref, created_at__gt=subject.created_at)
+    sound = newer.filter(node=subject.node, status=ImageState.SEALED)
+    return sound.only("id", "created_at").order_by("-created_at").first()
 
 
 def _hindrance(described: Action, subject: Service | Image) -> str:

@@ -102,4 +102,4 @@ def _why_not(image: Image | None, rights: Rights) -> str:
     """Return why a service that is this image would not be restored, "" if nothing is known."""
     if image is None:
         return "Its image is not in the pool."
-    return barred(rights, image)
+    return barred(rights, image) or ("Its image is damaged." if image.is_damaged else "")

@@ -121,10 +121,29 @@ def test_many_are_restored_only_from_the_images_that_they_are(admin: Client) -> 
     chosen = {"do": "restore", "id": [dumped.pk, stopped.pk]}
     page = admin.get("/services/bulk/", chosen).content.decode()
     assert re.findall(r'name="id" value="(\w+)"', page) == [dumped.pk]
+    made = Image.objects.get(service=dumped).created_at
+    assert f'as it was <time datetime="{made.isoformat(timespec="milliseconds")}"' in page
+    Image.objects.filter(service=dumped).update(status="damaged")
+    damaged = admin.get("/services/bulk/", chosen).content.decode()
+    assert "<li>dumped: Its image is damaged.</li>" in damaged and 'name="id"' not in damaged
     told = admin.post("/services/bulk/", chosen, follow=True).content.decode()
     assert "Asked for 1 restore job." in told
     assert "stopped is stopped, so it is no image that could be restored" in told
     assert [job.service_id for job in Job.objects.filter(kind="restore")] == [dumped.pk]
+
+
+def test_a_restore_says_how_old_its_image_is_and_which_is_newer(admin: Client) -> None:
+    service = stopped_service("web")
+    old, newer, damaged = (recorded_image(service) for _ in range(3))
+    lines = ["pages-1.img: its content has changed"]
+    Image.objects.filter(pk=damaged.pk).update(status="damaged", damage=lines)
+    dialog = text_of(admin, f"/images/{old.pk}/restore/")
+    assert f'Made <time datetime="{old.created_at.isoformat(timespec="milliseconds")}"' in dialog
+    assert re.findall(r'href="(/images/\w+/restore/)"', dialog) == [f"/images/{newer.pk}/restore/"]
+    assert "newer" not in text_of(admin, f"/images/{newer.pk}/restore/")
+    refused = text_of(admin, f"/images/{damaged.pk}/restore/")
+    assert f"The image is damaged: {lines[0]}. Restore another" in refused
+    assert "accept_changed_files" not in refused
 
 
 AS_ROOT = "It runs as root: only an admin can bring it back."
