@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from dashboard.axis import Axis
 from services.models import Job
-from services.states import JobKind, JobState
+from services.states import BAD_JOB, JobKind, JobState
 
 MOST_JOBS = 2_000  # more would be a black bar, and slow
 MOST_FROZEN = 400
@@ -23,7 +23,6 @@ LANES = {
     "stop": (JobKind.STOP, JobKind.DELETE_SERVICE),
 }
 OTHER = "other"
-_BAD = frozenset({JobState.FAILED.value, JobState.ERRORED.value, JobState.LOST.value})
 _LEAST, _MOST = 0.001, 100.0  # seconds, the ends of the logarithmic scale of frozen times
 
 
@@ -75,7 +74,7 @@ def last_day() -> Day:
         bucket = min(BUCKETS - 1, int(axis.x(at) / 100 * BUCKETS))
         count = found[kinds.get(kind, OTHER)].setdefault(bucket, [0, 0])
         count[0] += 1
-        count[1] += status in _BAD
+        count[1] += status in BAD_JOB
     lanes = [_lane(name, buckets) for name, buckets in found.items() if buckets or name != OTHER]
     dumps = recent.filter(kind=JobKind.DUMP, status=JobState.SUCCEEDED)
     times, points = [], []

@@ -10,7 +10,7 @@ from django.db.models import Q, QuerySet
 from django.urls import reverse
 
 from dashboard.actions import as_query
-from dashboard.overview import is_silent
+from dashboard.health import is_silent
 from dashboard.page import Context, Look, Moved, page
 from dashboard.rights import barred
 from dashboard.tables import Column, Filter, begins, search_of, table
@@ -23,7 +23,7 @@ from services.lookup import find_job
 from services.models import AuditEvent, Job, Service
 from services.presenting import log_object
 from services.references import HEX_PREFIX
-from services.states import JobKind, JobState
+from services.states import BAD_JOB, JobKind, JobState
 
 COLUMNS = (
     Column("Job"),
@@ -34,9 +34,10 @@ COLUMNS = (
     Column("Took", number=True),
 )
 _REVIVING = {JobKind.START, JobKind.RESTART, JobKind.RESTORE}
-_ENDED_BADLY = frozenset({JobState.FAILED, JobState.ERRORED, JobState.LOST, JobState.CANCELLED})
+_NOT_DONE = BAD_JOB | {JobState.CANCELLED}
 _ERROR = re.compile(r"\b(Error|FAILED|failed)\b")
 ORDERS = {"queued": ("queued_at", "id")}
+BADLY = "ended_badly"
 
 
 def _shown(jobs: QuerySet[Job]) -> QuerySet[Job]:
@@ -56,7 +57,7 @@ def jobs(look: Look) -> Context:
         orders=ORDERS,
         default="-queued",
         filters=[
-            Filter("status", "State", [state.value for state in JobState]),
+            Filter("status", "State", [*(state.value for state in JobState), BADLY], means=_status),
             Filter("kind", "Kind", [kind.value for kind in JobKind]),
             Filter("source", "From", SOURCES),
         ],
@@ -68,6 +69,10 @@ def jobs(look: Look) -> Context:
     others = {each.pk: each for each in Service.objects.filter(pk__in=wanted).only("name", "argv")}
     told = [(job, job.service or others.get(job.service_ref)) for job in found.rows]
     return {"table": found, "told": told, "active": len(active)}
+
+
+def _status(word: str) -> Q:
+    return Q(status__in=BAD_JOB) if word == BADLY else Q(status=word)
 
 
 def _searched(text: str) -> Q:
@@ -97,7 +102,7 @@ def job(look: Look, reference: str) -> Context:
         # Unless its failure offers just this; what it offers besides may not be enough.
         "may_retry": not bar and may_retry(row) and not any(map(_tries_again, row.error_actions)),
         "bar": bar,
-        "log": log_object(row)["lines"] if row.state in _ENDED_BADLY else [],
+        "log": log_object(row)["lines"] if row.state in _NOT_DONE else [],
         "address": _address(row),
         "about": about,
         "has_image": bool(row.image_id) and Image.objects.filter(pk=row.image_id).exists(),

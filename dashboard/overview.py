@@ -2,47 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from django.db.models import Count, Sum
+from django.db.models import Count, F
 from django.utils import timezone
 
+from dashboard import health
 from dashboard.day import last_day
 from dashboard.page import Context, Look, page
 from dashboard.service_pages import STATES
-from images.models import Image
-from services.models import Job, Node, Service
-from services.states import JobState, ServiceState
+from services.models import Job, Service
+from services.states import BAD_JOB, JobState, ServiceState
 
 FAILURES = 6
 ACTIVE = 8
-SILENT_AFTER = timedelta(seconds=20)  # a heartbeat comes each 5 s
-
-LACKS = {
-    "sys_resource": "CAP_SYS_RESOURCE: services whose processes have several users cannot be dumped",
-    "run_is_tmpfs": "a tmpfs on /run: CRIU is given one of its own",
-}
-
-
-@dataclass(frozen=True)
-class NodeHealth:
-    """A node and what is to be said of it. pool sizes in bytes, None when it has not told."""
-
-    node: Node
-    alive: bool
-    lacks: list[str]
-    images: int
-    images_bytes: int
-    pool_free: int | None
-    pool_size: int | None
-
-    @property
-    def pool_used_percent(self) -> int | None:
-        if not self.pool_size or self.pool_free is None:
-            return None
-        return round(100 * (1 - self.pool_free / self.pool_size))
+DOWN = (ServiceState.FAILED, ServiceState.EXITED)
 
 
 @page(
@@ -53,38 +28,61 @@ class NodeHealth:
 )
 def overview(look: Look) -> Context:
     """Show what runs, what failed and why, the nodes, and the last day."""
-    now = timezone.now()
+    yesterday = timezone.now() - timedelta(days=1)
     counted = dict(
         Service.objects.order_by()
         .values_list("status")
         .annotate(count=Count("pk"))
         .values_list("status", "count")
     )
-    bad = [JobState.FAILED, JobState.ERRORED, JobState.LOST]
-    recent = Job.objects.filter(queued_at__gte=now - timedelta(days=1), status__in=bad)
+    down = sum(counted.get(state, 0) for state in DOWN)
+    ailing = list(Service.objects.filter(status__in=DOWN).order_by("-changed_at")[:FAILURES])
+    bad = Job.objects.filter(queued_at__gte=yesterday, status__in=BAD_JOB)
+    theirs = bad.filter(service__in=ailing).order_by("queued_at")
+    causes = {(ref, why): pk for ref, why, pk in theirs.values_list("service_ref", "error_message", "pk")}
+    # What a later try has brought about is no failure any more, and what a service is down for is said there.
+    recent = bad.exclude(pk__in=_mended(yesterday)).exclude(
+        service__status__in=DOWN, service__status_reason=F("error_message")
+    )
     failures = list(_shown(recent)[:FAILURES])
+    failed = len(failures) if len(failures) < FAILURES else recent.count()
     active = list(_shown(Job.objects.active())[: ACTIVE + 1])
-    nodes = _nodes()
+    nodes = health.nodes()
+    troubles = [trouble for each in nodes for trouble in each.troubles]
+    troubles.sort(key=lambda trouble: health.KINDS.index(trouble.kind))
+    # What a node cannot work for comes before all, and what is only to be looked after, last.
+    told_first = [trouble for trouble in troubles if trouble.stops] or ([] if down or failed else troubles)
     return {
         "states": [
             (state.value, counted.get(state.value, 0)) for state in STATES if counted.get(state.value)
         ],
         "services": sum(counted.values()),
         "running": counted.get(ServiceState.RUNNING, 0),
-        "down": counted.get(ServiceState.FAILED, 0) + counted.get(ServiceState.EXITED, 0),
+        "down": down,
         "failures": failures,
-        "failed": len(failures) if len(failures) < FAILURES else recent.count(),
-        "ailing": list(
-            Service.objects.filter(status__in=[ServiceState.FAILED, ServiceState.EXITED]).order_by(
-                "-changed_at"
-            )[:FAILURES]
-        ),
+        "failed": failed,
+        "ailing": [(each, causes.get((each.pk, each.status_reason))) for each in ailing],
         "active": active[:ACTIVE],
         "more_active": len(active) > ACTIVE,
         "nodes": nodes,
-        "silent": [health.node for health in nodes if not health.alive],
+        "silent": sum(not each.alive for each in nodes),
+        "unfit": sum(each.unfit for each in nodes),
+        "damaged": sum(each.damaged for each in nodes),
+        "trouble": told_first[0] if told_first else None,
         "day": last_day(),
     }
+
+
+def _mended(since: datetime) -> set[str]:
+    """Return the ids of jobs that were tried again since then until one succeeded."""
+    tries = Job.objects.filter(queued_at__gte=since).exclude(retry_of="").order_by()
+    rows = list(tries.values_list("pk", "retry_of", "status"))
+    before = {pk: retry_of for pk, retry_of, _status in rows}
+    mended: set[str] = set()
+    for pk, _retry_of, status in rows:
+        while status == JobState.SUCCEEDED and (pk := before.get(pk, "")) and pk not in mended:
+            mended.add(pk)
+    return mended
 
 
 def _shown(jobs: Any) -> Any:
@@ -93,27 +91,3 @@ def _shown(jobs: Any) -> Any:
         .defer("traceback", "result", "error_lines", "statistics", "options")
         .order_by("-queued_at", "-id")
     )
-
-
-def is_silent(node: Node) -> bool:
-    """Tell whether a node's worker has not been heard for so long that something is wrong."""
-    return node.last_seen_at is None or timezone.now() - node.last_seen_at >= SILENT_AFTER
-
-
-def _nodes() -> list[NodeHealth]:
-    counted = Image.objects.order_by().values("node").annotate(count=Count("*"), bytes=Sum("size_bytes"))
-    pools = {row["node"]: (row["count"], row["bytes"] or 0) for row in counted}
-    found = []
-    for node in Node.objects.order_by("name"):
-        can = node.capabilities or {}
-        found.append(
-            NodeHealth(
-                node,
-                not is_silent(node),
-                [text for name, text in LACKS.items() if can.get(name) is False],
-                *pools.get(node.pk, (0, 0)),
-                can.get("pool_free"),
-                can.get("pool_size"),
-            )
-        )
-    return found

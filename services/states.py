@@ -59,6 +59,7 @@ TRANSIENT = frozenset({S.STARTING, S.DUMPING, S.RESTORING, S.STOPPING})
 SETTLED = WITHOUT_PROCESS | {S.RUNNING}
 ACTIVE_JOB = frozenset({J.QUEUED, J.RUNNING})
 ENDED_JOB = frozenset(JobState) - ACTIVE_JOB
+BAD_JOB = frozenset({J.FAILED, J.ERRORED, J.LOST})
 
 # A transient state may end in any settled one: the worker says what is true after a failure.
 # From a state without a process to `running` is the agent finding the process after all.
