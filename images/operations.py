@@ -117,7 +117,7 @@ def request_delete(image: Image, *, actor: Actor, source: str, force: bool = Fal
         raise Problem(
             "image_is_service",
             f"Service {service} is dumped, and this image is all there is of it.",
-            "Restore the service first, or delete the image with --force if it may be lost.",
+            "Restore the service first, or say that it may be lost (the option force).",
             details={"service": service.pk},
         )
     return request(JobKind.DELETE_IMAGE, image, actor=actor, source=source, clash=set(JobKind), why=why)

@@ -182,7 +182,7 @@ def request_delete_service(
     stop = validation.flag(stop, "stop")
     if service.has_process and not stop:
         raise _service_running(
-            service, "Stop it first, or delete it with the option to stop it (mhctl service delete --stop)."
+            service, "Stop it first, or say that the deletion shall stop it (the option stop)."
         )
     return _request(
         JobKind.DELETE_SERVICE, service, actor=actor, source=source, options={"stop": stop, **_grace(grace)}
