@@ -9,6 +9,7 @@ from django.db.models import Count, Q, QuerySet, Sum
 from django.urls import reverse
 
 from dashboard.contents_view import arranged
+from dashboard.filters import of_nodes
 from dashboard.page import Context, Look, Moved, page
 from dashboard.rights import Rights
 from dashboard.tables import Column, Filter, Order, Text, begins, search_of, table
@@ -68,7 +69,7 @@ def images(look: Look) -> Context:
             columns=COLUMNS,
             orders=ORDERS,
             default="-made",
-            filters=[Filter("status", "State", [state.value for state in ImageState])],
+            filters=[Filter("status", "State", [state.value for state in ImageState]), *of_nodes()],
             searched=searched,
             shown=partial(_shown, rights=look.rights),
         ),

@@ -10,6 +10,7 @@ from django.db.models import Q, QuerySet
 from django.urls import reverse
 
 from dashboard.actions import as_query
+from dashboard.filters import of_nodes, since
 from dashboard.health import is_silent
 from dashboard.page import Context, Look, Moved, page
 from dashboard.rights import barred
@@ -60,6 +61,8 @@ def jobs(look: Look) -> Context:
             Filter("status", "State", [*(state.value for state in JobState), BADLY], means=_status),
             Filter("kind", "Kind", [kind.value for kind in JobKind]),
             Filter("source", "From", SOURCES),
+            *of_nodes(),
+            since("queued_at"),
         ],
         searched=searched,
         shown=_shown,

@@ -11,6 +11,7 @@ from django.db.models import Case, Count, F, OuterRef, Q, QuerySet, Subquery, Wh
 from django.urls import reverse
 from django.utils import timezone
 
+from dashboard.filters import of_nodes
 from dashboard.life import MOST_IMAGES, SPANS, life_line
 from dashboard.page import Context, Look, Moved, page
 from dashboard.tables import Column, Filter, Order, Text, Words, begins, search_of, table
@@ -20,7 +21,7 @@ from images.models import Image, Schedule
 from services import logs
 from services.loads import FRESH
 from services.lookup import find_service
-from services.models import Job, Node, Service
+from services.models import Job, Service
 from services.states import JobKind, ServiceState
 
 LOG_LINES = 200
@@ -100,12 +101,9 @@ def services(look: Look) -> Context:
     """List services."""
     text = search_of(look.query)
     stale = timezone.now() - FRESH
-    nodes = list(Node.objects.order_by("name").values_list("name", flat=True))
     totals = Service.objects.order_by().values("status").annotate(count=Count("pk"))
     counts = {row["status"]: row["count"] for row in totals}
-    filters = [Filter("status", "State", [state.value for state in STATES], hidden=True)]
-    if len(nodes) > 1:
-        filters.append(Filter("node__name", "Node", nodes))
+    states = Filter("status", "State", [state.value for state in STATES], hidden=True)
     return {
         "table": table(
             Service.objects.all(),
@@ -113,7 +111,7 @@ def services(look: Look) -> Context:
             columns=COLUMNS,
             orders=_orders(stale),
             default="created",
-            filters=filters,
+            filters=[states, *of_nodes()],
             searched=_searched(text) if text else None,
             shown=_with_last_image,
         ),

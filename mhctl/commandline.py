@@ -253,6 +253,7 @@ NOUNS: dict[str, list[Verb]] = {
             "the newest jobs",
             Option("--limit", "N", "how many", number=True),
             Option("--status", "STATUS", "only those in this state"),
+            Option("--kind", "KIND", "only those of this kind: start, dump, restore, verify_image, …"),
             Option("--service", "SERVICE", "only those of this service"),
             Option("--source", "SOURCE", "only those asked for from there: web, api, mhctl, schedule, …"),
             aliases="ls",

@@ -92,7 +92,7 @@ def raise_unless_succeeded(job: Json) -> None:
 def list_jobs(parsed: Parsed) -> None:
     """`mhctl job list`."""
     options = parsed.options
-    query = {name: options[name] for name in ("limit", "status", "service", "source")}
+    query = {name: options[name] for name in ("limit", "status", "kind", "service", "source")}
     jobs = client_of(parsed).rows("jobs", query=query)
     if options["json"]:
         put_json(jobs)

@@ -34,7 +34,7 @@ from services.schemas import (
     ServiceAnswer,
     StopOptions,
 )
-from services.states import JobState
+from services.states import JobKind, JobState
 from services.threads import in_thread
 
 router = Router()
@@ -245,6 +245,7 @@ async def list_jobs(
     status: str = "",
     service: str = Query("", description="id, name or unique beginning of the id"),
     source: str = Query("", description="where it was asked for"),
+    kind: str = Query("", description="what it does"),
 ) -> HttpResponse:
     """List the newest jobs, without their events."""
     if status and status not in set(JobState):
@@ -255,6 +256,8 @@ async def list_jobs(
         raise bad_input(
             f"No job is asked for from {source[:80]!r}.", f"Use one of {', '.join(SOURCES)}.", field="source"
         )
+    if kind and kind not in set(JobKind):
+        raise bad_input(f"No job is a {kind[:80]!r}.", f"Use one of {', '.join(JobKind)}.", field="kind")
 
     def read() -> list[dict[str, Any]]:
         jobs = Job.objects.for_display()
@@ -262,6 +265,8 @@ async def list_jobs(
             jobs = jobs.filter(status=status)
         if source:
             jobs = jobs.filter(source=source)
+        if kind:
+            jobs = jobs.filter(kind=kind)
         if service:
             jobs = jobs.filter(service_ref=find_service(service).pk)
         return [job_object(job) for job in jobs[:limit]]

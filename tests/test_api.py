@@ -116,6 +116,7 @@ def test_refusals_have_one_shape(api: Client) -> None:
         (422, "bad_input", post(api, "services/pid:x/dump")),
         (422, "bad_input", api.get(API + "jobs?status=odd")),
         (422, "bad_input", api.get(API + "jobs?source=odd")),
+        (422, "bad_input", api.get(API + "jobs?kind=odd")),
         (422, "bad_input", api.get(API + "jobs/0?wait=99999")),
         (413, "bad_input", post(api, "services", {"args": ["a", "x" * 1024 * 1024]})),
         (400, "bad_input", api.post(API + "services", data=b"{", content_type="application/json")),

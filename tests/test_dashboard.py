@@ -95,16 +95,6 @@ def test_a_service_shows_its_life(admin: Client) -> None:
     assert admin.get("/services/web/").headers["Location"] == f"/services/{service.pk}/"
 
 
-def test_jobs_are_found_by_where_they_were_asked_for(admin: Client) -> None:
-    by_schedule, by_hand = running_service("hourly-7"), running_service("by-hand-7")
-    operations.request_dump(by_schedule, actor="root", source="schedule")
-    operations.request_dump(by_hand, actor="root", source="mhctl")
-    page = text_of(admin, "/jobs/?source=schedule")
-    assert "hourly-7" in page and "by-hand-7" not in page
-    both = text_of(admin, "/jobs/")
-    assert "hourly-7" in both and "by-hand-7" in both
-
-
 def test_a_job_is_a_waterfall_and_offers_what_helps(admin: Client) -> None:
     service = running_service("web")
     job = taken(operations.request_dump(service, actor="root", source="manage"))

@@ -37,6 +37,30 @@ def failed_restore(code: str, lines: list[str] | None = None) -> Job:
     return job
 
 
+def test_jobs_are_found_by_from_where_when_and_on_which_node(admin: Client) -> None:
+    hourly, by_hand = running_service("hourly-7"), running_service("by-hand-7")
+    Job.objects.all().delete()
+    operations.request_dump(hourly, actor="schedule", source="schedule")
+    operations.request_dump(by_hand, actor="root", source="web")
+
+    def found(query: str) -> set[str]:
+        page = text_of(admin, f"/jobs/?{query}")
+        return {name for name in ("hourly-7", "by-hand-7") if name in page}
+
+    assert found("source=schedule") == {"hourly-7"}
+    assert found("source=web") == {"by-hand-7"}
+    Job.objects.filter(service=hourly).update(queued_at=timezone.now() - timedelta(days=2))
+    assert found("since=last_day") == {"by-hand-7"} and found("since=last_week") == {"hourly-7", "by-hand-7"}
+    for table in ("jobs", "images"):
+        assert 'name="node__name"' not in text_of(admin, f"/{table}/?q=x"), "there is one"
+    other = Node.objects.create(name="other")
+    Job.objects.filter(service=hourly).update(node=other)
+    assert found("node__name=other") == {"hourly-7"}
+    image = recorded_image(by_hand)
+    assert image.pk not in text_of(admin, "/images/?node__name=other")
+    assert image.pk in text_of(admin, f"/images/?node__name={image.node.name}")
+
+
 @pytest.mark.parametrize(
     ("code", "said"),
     [

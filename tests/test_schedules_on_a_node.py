@@ -37,8 +37,9 @@ class Scheduled(Stack):
 
     def asked(self) -> list[dict[str, Any]]:
         """Return the dumps that the schedule has asked for, the newest first."""
-        jobs = json.loads(self.mhctl("job", "list", "--limit", "500", "--source", "schedule", "--json").out)
-        return [job for job in jobs if job["kind"] == "dump" and job["service"] == self.service]
+        chosen = ("--limit", "500", "--source", "schedule", "--kind", "dump")
+        jobs = json.loads(self.mhctl("job", "list", *chosen, "--json").out)
+        return [job for job in jobs if job["service"] == self.service]
 
     def dumped(self, count: int) -> dict[str, Any]:
         """Wait for so many dumps of the schedule to have ended and return the newest."""

@@ -1,0 +1,35 @@
+"""Filters by node and by time, for the tables that have such."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from django.db.models import Q
+from django.utils import timezone
+
+from dashboard.tables import Filter
+from services.models import Node
+
+SPANS = {
+    "last_hour": timedelta(hours=1),
+    "last_day": timedelta(days=1),
+    "last_week": timedelta(days=7),
+    "last_month": timedelta(days=30),
+}
+
+
+def of_nodes() -> list[Filter]:
+    """Return the filter by node, and none where there is only one."""
+    ids = dict(Node.objects.order_by("name").values_list("name", "pk"))
+    # By the id: PostgreSQL knows how many rows have it, and not how many have what a name leads to.
+    means = {name: Q(node=pk) for name, pk in ids.items()}
+    return [Filter("node__name", "Node", list(ids), means=means.__getitem__)] if len(ids) > 1 else []
+
+
+def since(field: str) -> Filter:
+    """Return the filter by time. field: of the row, a moment."""
+
+    def means(span: str) -> Q:
+        return Q(**{f"{field}__gte": timezone.now() - SPANS[span]})
+
+    return Filter("since", "When", tuple(SPANS), means=means)
