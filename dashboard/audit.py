@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import csv
 from collections.abc import AsyncGenerator, Iterable, Mapping
-from datetime import timedelta
 from typing import Any
 
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponseBase, StreamingHttpResponse
-from django.utils import timezone
 from django.views.decorators.http import require_GET
 
+from dashboard.filters import days, since
 from dashboard.page import Context, Look, page, user_of_page
 from dashboard.tables import Column, Filter, begins, search_of, table
-from services.actors import require_auditor
+from services.actors import names_like, require_auditor
 from services.auditing import ACTIONS, SOURCES, TARGETS
 from services.models import AuditEvent, AuditOutcome, Job, Service
 from services.threads import in_thread
@@ -28,12 +27,6 @@ COLUMNS = (
     Column("How it ended"),
 )
 ORDERS = {"when": ("id",)}
-SPANS = {
-    "last_hour": timedelta(hours=1),
-    "last_day": timedelta(days=1),
-    "last_week": timedelta(days=7),
-    "last_month": timedelta(days=30),
-}
 BATCH = 1_000  # rows of the CSV that are read at once
 
 _SWITCHES = {"True": "yes", "False": "no"}
@@ -45,7 +38,9 @@ def _chosen(text: str) -> Q | None:
         return None
     # Whole words, for which there are indexes: this table only grows.
     named = Service.objects.ids_named(text)
-    return Q(actor=text) | Q(target_id=text) | Q(target_id__in=named) | begins("target_id", text)
+    return (
+        Q(actor__in=names_like(text)) | Q(target_id=text) | Q(target_id__in=named) | begins("target_id", text)
+    )
 
 
 @page("audit.html", here="audit", parts={"audit": "_audit.html"}, topics=("audit", "jobs"), audit=True)
@@ -87,17 +82,14 @@ def said_of(detail: Mapping[str, Any]) -> str:
     return "; ".join(said)
 
 
-def _since(span: str) -> Q:
-    return Q(at__gte=timezone.now() - SPANS[span])
-
-
 def _filters() -> list[Filter]:
     return [
+        since("at"),
+        *days("at"),
         Filter("action", "What", ACTIONS),
         Filter("outcome", "Outcome", [outcome.value for outcome in AuditOutcome]),
         Filter("source", "From", SOURCES),
         Filter("target_kind", "On", TARGETS),
-        Filter("since", "When", tuple(SPANS), means=_since),
     ]
 
 

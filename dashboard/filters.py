@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import UTC, datetime, time, timedelta
 
 from django.db.models import Q
 from django.utils import timezone
 
-from dashboard.tables import Filter
+from dashboard.tables import Day, Filter
 from services.models import Node
 
 SPANS = {
@@ -33,3 +34,19 @@ def since(field: str) -> Filter:
         return Q(**{f"{field}__gte": timezone.now() - SPANS[span]})
 
     return Filter("since", "When", tuple(SPANS), means=means)
+
+
+def days(field: str) -> list[Filter]:
+    """Return the filters by a first and a last day, in UTC. field: of the row, a moment."""
+
+    def bound(comparison: str, moment: time) -> Callable[[str], Q]:
+        def means(day: str) -> Q:
+            at = datetime.combine(datetime.fromisoformat(day), moment, UTC)
+            return Q(**{f"{field}__{comparison}": at})
+
+        return means
+
+    return [
+        Day("from", "First day", means=bound("gte", time.min)),
+        Day("to", "Last day", means=bound("lte", time.max)),
+    ]

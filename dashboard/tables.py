@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from datetime import date
+from typing import Any, ClassVar, Generic, TypeVar
 
 from django.db.models import Expression, F, Func, Model, OrderBy, Q, QuerySet, TextField
 from django.http import QueryDict
@@ -69,13 +70,34 @@ class Filter:
     values: Sequence[str]
     hidden: bool = False
     means: Callable[[str], Q] | None = None
+    kind: ClassVar[str] = "select"
+
+    def value_in(self, query: QueryDict) -> str:
+        """Return the value that an address has of it; "" where that is none."""
+        value = query.get(self.name, "")
+        return value if value in self.values else ""
 
     def chosen_in(self, query: QueryDict) -> Q:
-        """Return what an address chooses by it; nothing special where that is none of its values."""
-        value = query.get(self.name, "")
-        if not value or value not in self.values:
+        """Return what an address chooses by it; nothing special where it has no value of it."""
+        value = self.value_in(query)
+        if not value:
             return Q()
         return self.means(value) if self.means else Q(**{self.name: value})
+
+
+@dataclass(frozen=True)
+class Day(Filter):
+    """A day to choose above a table, such as 2026-11-01; it says by `means` what that leaves."""
+
+    values: Sequence[str] = ()
+    kind: ClassVar[str] = "date"
+
+    def value_in(self, query: QueryDict) -> str:
+        value = query.get(self.name, "")
+        try:
+            return value if date.fromisoformat(value).isoformat() == value else ""
+        except ValueError:
+            return ""
 
 
 @dataclass
@@ -153,9 +175,7 @@ def table(
         columns=columns,
         filters=filters,
         search=query.get("q", "")[:MOST_SEARCHED],
-        chosen={
-            choice.name: value for choice in filters if (value := query.get(choice.name, "")) in choice.values
-        },
+        chosen={choice.name: value for choice in filters if (value := choice.value_in(query))},
         sort=word,
         descending=descending,
         page=page,

@@ -6,7 +6,7 @@ import pwd
 from contextlib import suppress
 
 from django.conf import settings
-from django.contrib.auth.models import AbstractBaseUser, AnonymousUser, PermissionsMixin
+from django.contrib.auth.models import AbstractBaseUser, AnonymousUser, PermissionsMixin, User
 
 from services.problems import Problem, not_allowed
 from services.roles import ADMIN, ADMINISTER, AUDIT, AUDITOR, OPERATE, OPERATOR, SEE, VIEWER
@@ -19,6 +19,15 @@ Actor = AbstractBaseUser | AnonymousUser | str
 def name_of(actor: Actor) -> str:
     """Return the name to write on a job."""
     return actor if isinstance(actor, str) else actor.get_username()
+
+
+def names_like(text: str) -> set[str]:
+    """Return the names that rows may have of somebody who is called so, in capitals or not.
+
+    Of a user who was deleted, only that which was typed, and it in small letters.
+    """
+    users = User.objects.filter(username__iexact=text).values_list("username", flat=True)
+    return {text, text.lower(), *users}
 
 
 def may(actor: Actor, permission: str) -> bool:

@@ -11,7 +11,7 @@ from django.test import Client
 from django.utils import timezone
 
 from services import operations
-from services.auditing import ACTIONS, SOURCES, TARGETS
+from services.auditing import ACTIONS, SOURCES, TARGETS, record_audit
 from services.authentication import issue
 from services.models import AuditEvent, Job, Service
 from tests.rows import member, running_service
@@ -140,6 +140,15 @@ def test_the_record_is_searched_by_a_services_name_by_time_and_for_what_was_refu
     assert rows(q="web") == rows(q="WE") == rows(q=web.pk) == 2
     assert text_of(client, "/jobs/?q=WE").count('<tr id="job-') == Job.objects.filter(service=web).count()
     assert rows(since="last_day") == 2 and rows(since="last_week") == 4 and rows(since="ever") == 4
+    day = (timezone.now() - timedelta(days=2)).date().isoformat()
+    assert rows(**{"from": day}) == 4 and rows(**{"from": day, "to": day}) == rows(to=day) == 2
+    assert rows(to="1999-12-31") == 0 and rows(to="9999-12-31") == rows(to="20260101") == rows(to="x") == 4
+    assert f'type="date" name="to" value="{day}"' in text_of(client, f"/audit/?to={day}")
+    part = client.get(f"/audit/?to={day}", headers={"HX-Request": "true", "HX-Target": "part-audit"})
+    assert f'href="/audit.csv?to={day}"' in part.content.decode(), "what the filter left, without a new page"
+    record_audit(User.objects.create_user("Änne Smith&Co"), "web", "login")
+    assert rows(q="Änne Smith&Co") == rows(q="Änne SMITH&co") == 1 and rows(q="smith") == 0
+    assert "?q=%C3%84nne%20Smith%26Co" in text_of(client, "/audit/")
     operator = Client()
     operator.force_login(member("operator"))
     assert operator.get("/audit/").status_code == 403
