@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -34,6 +35,7 @@ READ_WITHIN = 30.0  # seconds for the worker to look into an image
 
 def addresses(ids: dict[str, str]) -> dict[str, str]:
     """Return the pages of a viewer and an admin, label to address. ids: as filling.py tells them."""
+    month = [datetime.now(UTC).date() - timedelta(days=ago) for ago in (60, 30)]
     service, good, bad, a, b = (ids[name] for name in ("service", "good", "bad", "a", "b"))
     return {
         "overview": "/",
@@ -43,16 +45,23 @@ def addresses(ids: dict[str, str]) -> dict[str, str]:
         "services by memory, page 10": "/services/?sort=-memory&page=10",
         "a service": f"/services/{service}/",
         "a service's log": f"/services/{service}/logs/",
+        "a service's log, searched": f"/services/{service}/logs/?q=nothing",
         "a service's dump dialog": f"/services/{service}/dump/",
+        "a service's stop dialog": f"/services/{service}/stop/",
+        "a service's delete dialog": f"/services/{service}/delete/",
         "create a service": "/services/new/",
         "images": "/images/",
         "images, searched": "/images/?q=mail",
         "images by size, page 100": "/images/?sort=-size&page=100",
         "an image": f"/images/{a}/",
+        "an image's restore dialog": f"/images/{a}/restore/",
+        "an image's delete dialog": f"/images/{a}/delete/",
+        "free space": "/images/prune/",
         "compare: choose": "/images/compare/",
         "compare two images": f"/images/compare/?a={a}&b={b}",
         "jobs": "/jobs/",
         "jobs, searched": "/jobs/?q=mail-10",
+        "jobs that ended badly": "/jobs/?status=ended_badly",
         "dumps that failed": "/jobs/?status=failed&kind=dump",
         "jobs, page 2000": "/jobs/?page=2000",
         "a job": f"/jobs/{good}/",
@@ -60,6 +69,7 @@ def addresses(ids: dict[str, str]) -> dict[str, str]:
         "audit": "/audit/",
         "audit of a person": "/audit/?q=operator",
         "audit, two filters": "/audit/?action=dump&source=web",
+        "audit, a month": f"/audit/?from={month[0]}&to={month[1]}",
         "tokens": "/account/tokens/",
         "admin": "/admin/",
         "admin: nodes": "/admin/services/node/",
@@ -67,6 +77,10 @@ def addresses(ids: dict[str, str]) -> dict[str, str]:
         "admin: jobs": "/admin/services/job/",
         "admin: a job": f"/admin/services/job/{good}/change/",
         "admin: images": "/admin/images/image/",
+        "admin: schedules": "/admin/images/schedule/",
+        "admin: contents": "/admin/images/imagecontents/",
+        "admin: loads": "/admin/services/serviceload/",
+        "admin: job logs": "/admin/services/joblog/",
         "admin: service events": "/admin/services/serviceevent/",
         "admin: audit": "/admin/services/auditevent/",
         "admin: tokens": "/admin/services/apitoken/",
