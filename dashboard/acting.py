@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse, QueryDict
-from django.shortcuts import redirect, render
+from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_http_methods, require_POST
 
@@ -25,7 +25,7 @@ from images.retrying import asked_after, request_retry
 from services import operations
 from services.actors import Actor, require_account, require_admin, require_operator
 from services.lookup import find_job, find_service
-from services.models import Job, Service
+from services.models import Job, Node, Service
 from services.problems import Problem, bad_input
 from services.references import WHOLE_ID
 from services.states import KINDS, JobKind
@@ -140,6 +140,17 @@ def retry_job(request: HttpRequest, reference: str) -> HttpResponse:
         job = _remedied(row, request)
     except Problem as problem:
         return refused(request, problem, reverse("services:job", args=[row.pk]))
+    return redirect("services:job", job.pk)
+
+
+@action
+@require_POST
+def check_node(request: HttpRequest, pk: int) -> HttpResponse:
+    """Ask a node whether it can dump and restore."""
+    try:
+        job = operations.request_check(get_object_or_404(Node, pk=pk), actor=request.user, source="web")
+    except Problem as problem:
+        return refused(request, problem, reverse("overview"))
     return redirect("services:job", job.pk)
 
 

@@ -28,6 +28,7 @@ services = [
     path("services/<str:reference>/check/", asking.check_service, name="check"),
     path("services/<str:reference>/environment/", asking.service_environment, name="environment"),
     path("services/<str:reference>/<str:action>/", acting.act_on_service, name="act"),
+    path("nodes/<int:pk>/check/", acting.check_node, name="check-node"),
     path("jobs/", job_pages.jobs, name="jobs"),
     path("jobs/<str:reference>/", job_pages.job, name="job"),
     path("jobs/<str:reference>/cancel/", acting.cancel_job, name="cancel-job"),

@@ -111,6 +111,7 @@ PAGES = {
     "GET /live/": Row(ANYBODY, 200, query="?on=/services/"),  # a stranger is only told to load anew
     "GET /audit/": Row(AUDITOR, 200),
     "GET /audit.csv": Row(AUDITOR, 200),
+    "POST /nodes/{pk}/check/": Row(O, 302, "node"),
     "GET /jobs/": Row(V, 200),
     "POST /jobs/{reference}/retry/": Row(O, 302, "job"),
     "GET /jobs/{reference}/": Row(V, 200, "job"),
@@ -203,6 +204,7 @@ class Objects:
             "stopped": lambda: stopped_service(user="nobody").pk,
             "image": lambda: recorded_image(stopped_service(user="nobody")).pk,
             "job": lambda: operations.request_check(Node.objects.local(), actor="root", source="manage").pk,
+            "node": lambda: str(Node.objects.local().pk),
             "token": self._token,
         }
 
