@@ -17,7 +17,7 @@ def _criu_of(node: Stack) -> process.Process | None:
     """Return the CRIU that works on this node now, with its request."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if (folder / "comm").read_text() == "criu\n" and any(
+            if (folder / "comm").read_bytes() == b"criu\n" and any(
                 str(link.readlink()).startswith(f"{node.folder}/run/services/")
                 and link.readlink().name == "job.lock"
                 for link in (folder / "fd").iterdir()
