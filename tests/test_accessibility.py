@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -84,11 +87,62 @@ def test_every_page_is_accessible(stack: Stack, ids: dict[str, str], page: Page)
         page.get_by_role("button", name=re.compile("^Show (its environment|values)$")).click()
         expect(page.get_by_role("heading", level=1)).to_have_text("Environment")
         assert_accessible(page, "shows an environment")
+    next((stack.state / "images" / image).glob("pages-*.img")).write_bytes(b"not what it was")
+    stack.mhctl("image", "verify", image, check=False)
+    page.goto(f"/images/{image}/")
+    expect(page.get_by_role("heading", name="It is damaged")).to_be_visible()
+    assert_accessible(page, "is damaged")
     page.goto("/account/tokens/")
     page.get_by_label("What it is for").fill("a laptop")
     page.get_by_role("button", name="Make it").click()
     expect(page.locator(".new-card")).to_contain_text("Your new token")
     assert_accessible(page, "shows a token")
+
+
+def test_what_is_seldom_seen_is_accessible(stack: Stack, page: Page) -> None:
+    page.goto("/login/")
+    too_much = "field => { field.value = 'x'.repeat(2 << 20); field.form.submit(); }"
+    page.get_by_label("Name").evaluate(too_much)
+    expect(page.get_by_role("heading", level=1)).to_have_text("This request was refused")
+    assert_accessible(page, "refuses what is too large")
+    for _ in range(5):
+        page.goto("/login/")
+        page.get_by_label("Name").fill("guesser")
+        page.get_by_label("Password").fill("wrong")
+        page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Wait a little")
+    assert_accessible(page, "after five failed logins")
+    log_in_as_admin(page, stack)
+    for address in (
+        *("/", "/services/", "/services/bulk/?do=dump", "/images/", "/images/compare/", "/images/prune/"),
+        *("/jobs/?q=nothing", "/audit/?q=nothing"),
+    ):
+        page.goto(address)
+        expect(page.locator(".empty, form.dialog p").first).to_be_visible()
+        assert_accessible(page, "with nothing in it")
+    with broken_audit(stack):
+        page.goto("/audit/")
+        expect(page.get_by_role("heading", level=1)).to_have_text("A fault in Miehistö")
+        assert_accessible(page, "with a fault")
+
+
+@contextmanager
+def broken_audit(stack: Stack) -> Iterator[None]:
+    """Break the newest row of the audit for the block."""
+
+    def say(detail: str) -> str:
+        with closing(sqlite3.connect(stack.state / "database/db.sqlite3", timeout=20)) as rows, rows:
+            rows.execute("PRAGMA ignore_check_constraints=ON")
+            newest = "FROM services_auditevent ORDER BY id DESC LIMIT 1"
+            pk, before = rows.execute(f"SELECT id, detail {newest}").fetchone()
+            rows.execute("UPDATE services_auditevent SET detail = ? WHERE id = ?", (detail, pk))
+            return str(before)
+
+    before = say("{")
+    try:
+        yield
+    finally:
+        say(before)
 
 
 def test_every_dialog_is_accessible(stack: Stack, ids: dict[str, str], page: Page) -> None:
