@@ -19,12 +19,11 @@ from tests.browser import (
     log_in,
     log_in_as_admin,
     page,
-    plain_page,
 )
 from tests.stack import CHECKOUT, Stack, eventually, free_port, get_page
 from tests.stopping import stopped_at, worker_held_up
 
-__all__ = ["chromium", "page", "plain_page"]
+__all__ = ["chromium", "page"]
 
 MAKE_VIEWER = """
 from django.contrib.auth.models import Group, User
@@ -196,36 +195,6 @@ def test_a_viewer_sees_and_cannot_act(page: Page, stack: Stack) -> None:
     )
     assert answer.status == 403
     assert "calm" in stack.mhctl("service", "list", "--json").out
-
-
-def test_without_javascript_everything_can_be_done(plain_page: Page, stack: Stack) -> None:
-    page, port = plain_page, free_port()
-    main = page.get_by_role("main")
-
-    def done(state: str) -> None:
-        """Wait for the job, whose page loads itself again, and go to its service."""
-        expect(page.locator(".title .status")).to_have_text("succeeded")
-        main.get_by_role("link", name="plain", exact=True).click()
-        expect(page.locator(".title .status")).to_have_text(state)
-
-    log_in_as_admin(page, stack)
-    page.goto("/services/new/")
-    main.get_by_label("Command", exact=True).fill(server(port))
-    main.get_by_label("Name", exact=True).fill("plain")
-    main.get_by_role("button", name="Create and start").click()
-    done("running")
-    page.goto("/services/?q=plain")
-    main.get_by_role("link", name="Dump plain").click()
-    main.get_by_role("button", name="Dump", exact=True).click()
-    done("dumped")
-    for verb, state in (("Restore", "running"), ("Stop", "stopped")):
-        main.get_by_role("link", name=verb, exact=True).click()
-        main.get_by_role("button", name=verb, exact=True).click()
-        done(state)
-    main.get_by_role("link", name="Delete", exact=True).click()
-    main.get_by_role("button", name="Delete", exact=True).click()
-    expect(page.locator(".title .status")).to_have_text("succeeded")
-    assert stack.api("GET", "services?all=1").body == []
 
 
 def test_a_waterfall_moves_while_its_job_runs(page: Page, stack: Stack) -> None:
