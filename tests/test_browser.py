@@ -203,22 +203,28 @@ def test_a_waterfall_moves_while_its_job_runs(page: Page, stack: Stack) -> None:
     service = stack.create("python3", "-c", heavy)
     assert eventually(lambda: "ready" in stack.log(service))
     with worker_held_up(stack):
-        job = stack.mhctl("service", "dump", service, "--no-wait").out.strip()
+        cancelled = stack.mhctl("service", "dump", service, "--no-wait").out.strip()
         log_in_as_admin(page, stack)
-        page.goto(f"/jobs/{job}/")
+        page.goto(f"/jobs/{cancelled}/")
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.locator(".title .status")).to_have_text("cancelled")
+        page.get_by_role("button", name="Try again").click()
+        expect(unfinished(page)).to_contain_text("waiting in the queue")
+        assert_accessible(page, "while it waits")
         connected(page)
         mark(page)
-        expect(unfinished(page)).to_contain_text("waiting in the queue")
     criu = stopped_at(stack, service, "dump.log", "Dumping pages")
     try:
         expect(unfinished(page)).to_contain_text("freezing and writing memory")
         expect(page.locator(".waterfall tr", has_text="waiting in the queue")).not_to_contain_text("…")
+        assert_accessible(page, "while it runs")
     finally:
         criu.signal(signal.SIGCONT)
     expect(page.locator(".title .status")).to_have_text("succeeded")
     expect(unfinished(page)).to_have_count(0)
     expect(page.locator(".waterfall")).to_contain_text("freezing and writing memory")
     assert is_marked(page), "it was loaded again"
+    assert stack.show("job", cancelled)["status"] == "cancelled"
 
 
 def unfinished(page: Page) -> Locator:
@@ -250,14 +256,25 @@ def test_a_page_says_when_its_stream_breaks_and_recovers(page: Page, stack: Stac
     says = ["sh", "-c", "while sleep 0.2; do date +%s.%N; done"]
     talking = stack.create(*says, options=("--name", "talking"))
     page.goto(f"/services/{talking}/logs/")
-    expect(page.locator("pre.log")).to_contain_text(".")
+    log, state = page.locator("pre.log"), page.locator("[data-log-state]")
+    expect(log).to_contain_text(".")
     stack.stop()
-    expect(page.locator("[data-log-state]")).to_contain_text("The connection is lost")
+    expect(state).to_contain_text("The connection is lost")
     stack.start()
-    expect(page.locator("[data-log-state]")).to_be_empty()
+    expect(state).to_be_empty()
     for _ in range(2):  # the first may have been among the last lines that a stream begins with
-        before = page.locator("pre.log").text_content()
-        expect(page.locator("pre.log")).not_to_have_text(before or "")
+        before = log.text_content()
+        expect(log).not_to_have_text(before or "")
+
+    # It can be held; what comes meanwhile is counted, and then shown.
+    page.get_by_role("button", name="Pause").click()
+    held_back = log.text_content() or ""
+    expect(state).to_have_text(re.compile(r"([5-9]|\d\d) new lines are held back"))
+    assert log.text_content() == held_back
+    page.get_by_role("button", name="Go on").click()
+    assert (log.text_content() or "").startswith(held_back)
+    assert (log.text_content() or "").count("\n") >= held_back.count("\n") + 5
+    expect(state).to_be_empty()
 
 
 def test_a_services_page_follows_it_by_one_stream(page: Page, stack: Stack) -> None:
