@@ -18,6 +18,8 @@ QUIET_ROOT = ("-W", "ignore:You're running the worker with superuser privileges"
 SITE_PROCESSES = 2
 # Jobs of one node that run at once. They mostly wait (for the disk, for CRIU), so more than there are cores.
 WORKER_PROCESSES = max(4, min(8, 2 * (os.cpu_count() or 1)))
+# What Redis is told of ours: not where the database is, nor its password.
+REDIS_SEES = ("PATH", "LANG", "LC_ALL", "TZ")
 # A held answer (?wait=) must not outlast the time that miehistod gives its parts to end.
 SITE_GRACE = 3
 
@@ -40,7 +42,7 @@ def redis_part(launcher: Launcher) -> PartSpec:
     return PartSpec(
         name="redis",
         argv=launcher.wrap(argv, as_user=True),
-        env=launcher.environment(as_user=True),
+        env={name: os.environ[name] for name in REDIS_SEES if name in os.environ},
         stop_last=True,
     )
 

@@ -156,11 +156,18 @@ def test_listening_sockets_arrive_as_systemd_passes_them(launcher: Launcher, set
             client.connect(str(path))
 
 
-def test_the_private_redis_answers_at_its_path(
-    launcher: Launcher, settings: Settings, site_user: Account
+def test_the_private_redis_answers_at_its_path_and_is_told_no_password(
+    launcher: Launcher, settings: Settings, site_user: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (settings.state_dir / "password").write_text("geheim")
+    monkeypatch.setenv("DATABASE_PASSWORD_FILE", str(settings.state_dir / "password"))
+    monkeypatch.setenv("DATABASE_URL", "postgres://miehisto:geheim@node.example/miehisto")
+    spec = parts.redis_part(launcher)
+    # Redis writes its title over what /proc/PID/environ shows.
+    assert "geheim" in str(launcher.environment(as_user=True)) and "geheim" not in str(spec)
+
     async def work(supervisor: Supervisor) -> None:
-        part = supervisor.start(parts.redis_part(launcher))
+        part = supervisor.start(spec)
         while not await readiness.redis_answers(settings):
             await asyncio.sleep(0.02)
         with socket.socket(socket.AF_UNIX) as client:

@@ -213,6 +213,8 @@ def test_no_secret_stands_in_an_environment_that_the_engine_shows(compose: Compo
     for part in ("site", "worker", "redis", "postgres"):
         container = compose("ps", "--quiet", part).strip()
         assert password not in compose.engine.docker("inspect", container)
+    told = compose("exec", "-T", "redis", "sh", "-c", "env; ls /run/secrets || true")
+    assert "PATH=" in told and "database" not in told.lower()
 
 
 def test_nothing_private_of_the_checkout_is_in_the_image(compose: Compose) -> None:
