@@ -11,10 +11,11 @@ import pytest
 from django.utils import timezone
 from prometheus_client.parser import text_string_to_metric_families
 
+from images.models import ImageState
 from metrics import families
 from metrics.history import History
 from services.models import Job, Node
-from services.states import JobKind, JobState
+from services.states import JobKind, JobState, ServiceState
 from tests.rows import recorded_image, running_service, stopped_service
 from tests.stack import CHECKOUT, Stack
 
@@ -117,12 +118,20 @@ def test_every_figure_is_documented_and_on_the_board_there_is_no_other() -> None
     page = (CHECKOUT / "docs/metrics.md").read_text(encoding="utf-8")
     assert told == {name.removesuffix("_total") for name in re.findall(r"^\| `(miehisto_\w+)`", page, re.M)}
     board = Path(CHECKOUT / "deploy/grafana.json").read_text(encoding="utf-8")
+    known: dict[str, set[str]] = {
+        "kind": set(JobKind),
+        "state": set(ServiceState),
+        "status": {*JobState, *ImageState},
+    }
     queries = re.findall(r'"expr": "(.*miehisto_.*)"', board)
     assert all(query.count("miehisto_") == query.count('{node=~\\"$node\\"') for query in queries), (
         "each heeds it"
     )
     used = {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in re.findall(r"miehisto_\w+", board)}
     assert used <= told
+    for label, how, values in re.findall(r'\b(kind|state|status)([!=~]+)\\?"([^"\\]*)', board + page):
+        assert set(values.split("|")) <= known[label], f"{label}: {values}"
+        assert "!" not in how, f"{label}: what is not {values} is more than one thinks of"
 
 
 def test_a_real_dump_shows(stack: Stack) -> None:
