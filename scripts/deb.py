@@ -39,7 +39,7 @@ SCRIPTS = {
     ),
     install.MANAGE: install.manage_text(HOME, VENV),
 }
-DOCS = ("CHANGELOG.md", "README.md", "docs")
+DOCS = ("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "deploy/grafana.json", "docs")
 
 
 def build(work: Path) -> Path:
@@ -95,6 +95,8 @@ def _code(work: Path) -> None:
         "licences.py",
         "links.py",
         "manpages.py",
+        "reference.py",
+        "screenshots.py",
     ):
         (home / "scripts" / name).unlink()
     shutil.copy2(ROOT / "manage.py", home)
@@ -158,7 +160,9 @@ def _system(work: Path) -> None:
     shutil.copy2(install.POLICY, doc / "examples/policy.toml")
     for name in DOCS:
         path = ROOT / name
+        (doc / name).parent.mkdir(exist_ok=True)
         (shutil.copytree if path.is_dir() else shutil.copy2)(path, doc / name)
+    (doc / "LICENSE").symlink_to("copyright")  # a page links to it; a second copy lintian would not have
     licence = "".join(f" {line or '.'}\n" for line in (ROOT / "LICENSE").read_text().strip().splitlines()[4:])
     text = (PACKAGING / "copyright").read_text().replace("@LICENCE@\n", licence)
     (doc / "copyright").write_text(text)

@@ -11,6 +11,7 @@ from tests.deb.clean import Clean
 from tests.debian_root import run
 from tests.pages import Page
 from tests.stack import CHECKOUT
+from tests.test_reference import LINK
 
 OLDER = "0.0.1"
 
@@ -78,6 +79,12 @@ def test_it_is_installed_upgraded_removed_and_purged(package: Path, debian: Clea
     shutil.rmtree(debian.root / "older")
     assert "miehisto-setup" in said, "the operator is told what is left to be done"
     assert "not prepared" not in said
+
+    doc = debian.root / "usr/share/doc/miehisto"
+    for page in doc.rglob("*.md"):
+        for name, _ in LINK.findall(page.read_text(encoding="utf-8")):
+            target = (page.parent / name).resolve() if name else page
+            assert target.exists() and target.is_relative_to(doc), f"{page}: {name} is not there"
 
     state = debian.root / "var/lib/miehisto"
     assert (state / "database/db.sqlite3").exists() and (state / "admin_password").exists()
