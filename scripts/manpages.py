@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from django.core.management.base import BaseCommand
+
 from mhctl import __version__
 from mhctl.commandline import ALIASES, NOUNS, Verb
 from mhctl.help import EXIT_CODES, usage
@@ -17,7 +19,7 @@ from mhctl.help import EXIT_CODES, usage
 ROOT = Path(__file__).resolve().parent.parent
 # Apart from --help, which Django gives each of them.
 _COMMANDS = ("services", "images", "worker")
-_MANAGE = (
+MANAGE = (
     "Django's manage.py with the settings of /etc/miehisto/miehisto.env: the verbs of the server's own "
     "shell. Django's own commands serve too, such as createsuperuser and changepassword."
 )
@@ -80,20 +82,22 @@ def mhctl() -> str:
 
 def manage() -> str:
     """The page of miehisto-manage, from the commands that Django finds."""
-    body = [".SH SYNOPSIS", ".B miehisto\\-manage", text("COMMAND [ARG…]"), ".SH DESCRIPTION", text(_MANAGE)]
+    body = [".SH SYNOPSIS", ".B miehisto\\-manage", text("COMMAND [ARG…]"), ".SH DESCRIPTION", text(MANAGE)]
     body.append(".SH COMMANDS")
-    for name, about in sorted(_manage_commands()):
-        body += [".TP", f".B {text(name)}", text(about)]
+    for name, command in manage_commands().items():
+        body += [".TP", f".B {text(name)}", text(command.help)]
     body.append(text("COMMAND --help tells more."))
     return page("miehisto-manage", 8, "the verbs of Miehistö in the server's own shell", body)
 
 
-def _manage_commands() -> Iterable[tuple[str, str]]:
+def manage_commands() -> dict[str, type[BaseCommand]]:
+    """Return our own commands of manage.py by their names, sorted; Django must be set up."""
+    commands = {}
     for package in _COMMANDS:
         module = importlib.import_module(f"{package}.management.commands")
         for found in pkgutil.iter_modules(module.__path__):
-            command = importlib.import_module(f"{module.__name__}.{found.name}").Command
-            yield found.name, str(command.help)
+            commands[found.name] = importlib.import_module(f"{module.__name__}.{found.name}").Command
+    return dict(sorted(commands.items()))
 
 
 def pages() -> dict[tuple[str, int], str]:

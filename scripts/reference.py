@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from django.core.management.base import BaseCommand, CommandParser
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs/reference"
 PACKAGES = ("services", "images", "dashboard", "miehisto_web", "worker")
+CHECKOUT = "A checkout's `.venv/bin/python manage.py` has the same verbs, with the shell's environment."
 NOTE = "<!-- Written by `make docs` from the code; change that. -->"
 
 
@@ -72,24 +75,45 @@ def states() -> list[str]:
 
 
 def command_line() -> list[str]:
-    """The page of mhctl, which is what `--help` says of each verb."""
+    """The page of commands, which is what `--help` says of each of them."""
     from mhctl.commandline import ALIASES, COMMON, NOUNS
     from mhctl.help import EXIT_CODES, usage
+    from miehistod.main import USAGE
+    from scripts.manpages import MANAGE, manage_commands
 
-    lines = ["# mhctl", "", "An id's unique beginning or a name serves wherever an id does.", ""]
+    lines = ["# Commands", "", "## miehistod", "", "```text", USAGE.rstrip(), "```", ""]
+    lines += ["## miehisto-manage", "", f"{MANAGE} {CHECKOUT}", ""]
+    rows: list[tuple[str, ...]] = [
+        (_typed(name, command()), command.help) for name, command in manage_commands().items()
+    ]
+    lines += [*table(("Command", ""), rows), ""]
+    lines += ["## mhctl", "", "An id's unique beginning or a name serves wherever an id does.", ""]
     short = ", ".join(f"`{short}` for `{noun}`" for short, noun in ALIASES.items())
     lines += [f"Short forms: {short}. {EXIT_CODES.strip().capitalize()}.", ""]
     lines += ["Every verb has these options:", "", *_options(COMMON)]
     for noun, verbs in NOUNS.items():
         for verb in verbs:
             also = f" (also `{'`, `'.join(verb.aliases)}`)" if verb.aliases else ""
-            lines += ["", f"## mhctl {noun} {verb.name}".rstrip(), ""]
+            lines += ["", f"### mhctl {noun} {verb.name}".rstrip(), ""]
             lines += [f"{verb.help_text[:1].upper()}{verb.help_text[1:]}.{also}", ""]
             lines += ["```text", usage(noun, verb), "```"]
             own = [option for option in verb.options if option not in COMMON]
             if own:
                 lines += ["", *_options(own)]
     return lines
+
+
+def _typed(name: str, command: BaseCommand) -> str:
+    """Return a command of manage.py with the arguments that are its own."""
+    parser = CommandParser(add_help=False)
+    command.add_arguments(parser)
+    words = [name]
+    for action in parser._actions:
+        value = str(action.metavar or action.dest.upper()) if action.nargs != 0 else ""
+        word = " ".join(filter(None, [*action.option_strings[:1], value]))
+        often = "…" if action.default == [] else ""
+        words.append(word if action.required else f"[{word}]{often}")
+    return f"`{' '.join(words)}`"
 
 
 def _options(options: Any) -> list[str]:
