@@ -22,8 +22,10 @@ from typing import Any, BinaryIO
 import psycopg
 import pytest
 from django.apps import apps
-from django.db.migrations import AddField
+from django.db import migrations, models
 from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.operations.base import Operation
+from django.db.migrations.state import ProjectState
 
 from tests.isolation import FOLDER
 from tests.pages import Page, Reader
@@ -41,6 +43,11 @@ TABLES = (
 )
 FIRST_VERSION = {"services": "0014_sums_of_jobs", "images": "0004_pages_indexes"}
 """The newest migrations of the first version, which no older worker can have met."""
+HARMLESS = (
+    *(migrations.AddIndex, migrations.RemoveIndex, migrations.RenameIndex),
+    *(migrations.AlterModelManagers, migrations.AlterModelOptions, migrations.CreateModel),
+)
+"""Changes of the database that an older worker does not notice."""
 Rows = dict[str, list[dict[str, Any]]]
 
 
@@ -245,18 +252,54 @@ def test_an_older_worker_works_on_in_a_newer_database_and_is_not_started_on_it()
         assert "Start that version here too" in refused.err
 
 
-def test_a_later_version_s_columns_fill_themselves() -> None:
-    """An older worker goes on with its jobs on the newer database: its INSERT names no later column."""
-    migrations = MigrationLoader(None).disk_migrations
-    own = {app for app, _ in migrations if Path(apps.get_app_config(app).path).parent == CHECKOUT}
+def stored(field: models.Field[Any, Any]) -> object:
+    """Return what the database knows of a column: not its choices, nor its words."""
+    _, path, values, named = field.deconstruct()
+    return path, values, {name: each for name, each in named.items() if name not in field.non_db_attrs}
+
+
+def survives(app: str, change: Operation, before: ProjectState) -> bool:
+    """Tell whether an older worker goes on with its jobs: its INSERT names no later column."""
+    if isinstance(change, migrations.AddField):
+        field = change.field
+        return bool(field.many_to_many or field.null or field.has_db_default())
+    if isinstance(change, migrations.AlterField):
+        return stored(before.models[app, change.model_name_lower].fields[change.name]) == stored(change.field)
+    return isinstance(change, HARMLESS)
+
+
+def test_an_older_worker_survives_each_later_migration() -> None:
+    loader = MigrationLoader(None)
+    own = {app for app, _ in loader.disk_migrations if Path(apps.get_app_config(app).path).parent == CHECKOUT}
     assert own == set(FIRST_VERSION)
-    for (app, name), migration in sorted(migrations.items()):
+    for (app, name), migration in sorted(loader.disk_migrations.items()):
         if app not in own or name <= FIRST_VERSION[app]:
             continue
-        for added in migration.operations:
-            if isinstance(added, AddField) and not added.field.many_to_many:
-                fills_itself = added.field.null or added.field.has_db_default()
-                assert fills_itself, f"{app}.{name}: {added.name} needs a db_default, or null=True"
+        state = loader.project_state((app, name), at_end=False)
+        for change in migration.operations:
+            assert survives(app, change, state), f"{app}.{name}: {change.describe()}"
+            change.state_forwards(app, state)
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        (migrations.AddField("job", "later", models.IntegerField()), False),
+        (migrations.AddField("job", "later", models.IntegerField(db_default=7)), True),
+        (migrations.AddField("job", "later", models.IntegerField(null=True)), True),
+        (migrations.AlterField("job", "kind", models.CharField(max_length=16, choices=[("a", "b")])), True),
+        (migrations.AlterField("job", "kind", models.CharField(max_length=9)), False),
+        (migrations.RemoveField("job", "kind"), False),
+        (migrations.RenameField("job", "kind", "sort"), False),
+        (migrations.RenameModel("job", "work"), False),
+        (migrations.DeleteModel("job"), False),
+        (migrations.RunSQL("DROP TABLE services_job"), False),
+    ],
+    ids=lambda value: value.describe() if isinstance(value, Operation) else "",
+)
+def test_what_an_older_worker_survives(change: Operation, verdict: bool) -> None:
+    state = MigrationLoader(None).project_state()
+    assert survives("services", change, state) is verdict
 
 
 @contextmanager
