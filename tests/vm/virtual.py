@@ -14,6 +14,7 @@ from pathlib import Path
 
 from scripts.host import install_packages
 from tests.deb.clean import Clean
+from tests.deb.machine import Shell
 from tests.debian_root import run
 from tests.stack import eventually, free_port
 
@@ -27,7 +28,7 @@ _NETWORK = "[Match]\nName=en*\n[Network]\nAddress=10.0.2.15/24\n"
 """The address that QEMU's own network (qemu(1), -netdev user) forwards to."""
 
 
-class VirtualMachine:
+class VirtualMachine(Shell):
     """A machine like tests/deb/machine.py's, with a kernel of its own.
 
     Args:
@@ -98,34 +99,16 @@ class VirtualMachine:
 
     def _state(self) -> str:
         assert self._qemu is not None and self._qemu.poll() is None, self._console.read_text(errors="replace")
-        return self._inside("systemctl", "is-system-running").stdout.strip()
+        return self.done("systemctl", "is-system-running").stdout.strip()
 
-    def _inside(self, *words: str) -> subprocess.CompletedProcess[str]:
-        way = ["ssh", *_SSH, "-i", str(self._key), "-p", str(self._port), "root@127.0.0.1"]
-        return subprocess.run(
-            [*way, f"{{ {shlex.join(words)}; }} 2>&1"],  # sshd(8) gives it to a shell
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=900,
-            check=False,
-        )
-
-    def run(self, *words: str) -> str:
-        """Run a command in it and return what it printed, its errors too.
-
-        Raises:
-            AssertionError: it failed.
-        """
-        done = self._inside(*words)
-        assert done.returncode == 0, f"{words}\n{done.stdout[-4000:]}"
-        return done.stdout
+    def way(self, words: tuple[str, ...]) -> list[str]:
+        door = (*_SSH, "-i", str(self._key), "-p", str(self._port), "root@127.0.0.1")
+        return ["ssh", *door, f"{{ {shlex.join(words)}; }} 2>&1"]  # sshd(8) gives it to a shell
 
     def shut_down(self) -> None:
         """Have systemd end everything, and then the kernel itself."""
         assert self._qemu is not None
-        self._inside("systemctl", "poweroff")
+        self.done("systemctl", "poweroff")
         self._qemu.wait(_BOOTED_WITHIN)
         self._qemu = None
 
