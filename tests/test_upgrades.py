@@ -45,7 +45,7 @@ FIRST_VERSION = {"services": "0014_sums_of_jobs", "images": "0004_pages_indexes"
 """The newest migrations of the first version, which no older worker can have met."""
 HARMLESS = (
     *(migrations.AddIndex, migrations.RemoveIndex, migrations.RenameIndex),
-    *(migrations.AlterModelManagers, migrations.AlterModelOptions, migrations.CreateModel),
+    *(migrations.AlterModelManagers, migrations.AlterModelOptions),
 )
 """Changes of the database that an older worker does not notice."""
 Rows = dict[str, list[dict[str, Any]]]
@@ -258,11 +258,19 @@ def stored(field: models.Field[Any, Any]) -> object:
     return path, values, {name: each for name, each in named.items() if name not in field.non_db_attrs}
 
 
+def binds(field: models.Field[Any, Any]) -> bool:
+    """Tell whether the database keeps a row that is referred to from being deleted."""
+    relation: Any = field.remote_field if field.many_to_many else field
+    return field.is_relation and relation.db_constraint
+
+
 def survives(app: str, change: Operation, before: ProjectState) -> bool:
-    """Tell whether an older worker goes on with its jobs: its INSERT names no later column."""
+    """Tell whether an older worker goes on: its INSERT names no later column, its DELETE no later table."""
     if isinstance(change, migrations.AddField):
         field = change.field
-        return bool(field.many_to_many or field.null or field.has_db_default())
+        return not binds(field) and (field.many_to_many or field.null or field.has_db_default())
+    if isinstance(change, migrations.CreateModel):
+        return not any(binds(field) for _, field in change.fields)
     if isinstance(change, migrations.AlterField):
         return stored(before.models[app, change.model_name_lower].fields[change.name]) == stored(change.field)
     return isinstance(change, HARMLESS)
@@ -287,6 +295,12 @@ def test_an_older_worker_survives_each_later_migration() -> None:
         (migrations.AddField("job", "later", models.IntegerField()), False),
         (migrations.AddField("job", "later", models.IntegerField(db_default=7)), True),
         (migrations.AddField("job", "later", models.IntegerField(null=True)), True),
+        (
+            migrations.CreateModel("Later", [("job", models.ForeignKey("services.job", models.CASCADE))]),
+            False,
+        ),
+        (migrations.CreateModel("Later", [("jobs", models.ManyToManyField("services.job"))]), False),
+        (migrations.CreateModel("Later", [("count", models.IntegerField())]), True),
         (migrations.AlterField("job", "kind", models.CharField(max_length=16, choices=[("a", "b")])), True),
         (migrations.AlterField("job", "kind", models.CharField(max_length=9)), False),
         (migrations.RemoveField("job", "kind"), False),
