@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from pathlib import Path
 
 from miehistod.errors import CannotRun
 from miehistod.folders import write_private
@@ -21,6 +20,8 @@ PREPARE = """
 import sys
 import django
 from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.contrib.auth.hashers import UNUSABLE_PASSWORD_PREFIX
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.db import DatabaseError, connection
@@ -48,6 +49,9 @@ try:
         missing = sorted(loader.graph.nodes.keys() - loader.applied_migrations.keys())
         if missing:
             sys.exit("It lacks " + ", ".join(map(".".join, missing)) + ": run `miehistod --prepare`.")
+    # Root's own user, whom a token lets in, has no password.
+    if not get_user_model().objects.exclude(password__startswith=UNUSABLE_PASSWORD_PREFIX).exists():
+        print("nobody")
     if "token" in sys.argv:
         call_command("daemon_token")
 except (EnvError, ImproperlyConfigured) as error:
@@ -58,19 +62,23 @@ except DatabaseError as error:
 """
 
 
-def prepare_database(launcher: Launcher, *, migrate: bool = True, make_token: bool = False) -> None:
+def prepare_database(launcher: Launcher, *, migrate: bool = True, make_token: bool = False) -> bool:
     """Brings the database up to date, as the site's user, so that its files are his.
 
     Args:
         migrate: False only looks whether it is the one that this version works with.
         make_token: also write a fresh token for root's mhctl to RUN_DIR/token; the node's earlier one ends.
 
+    Returns:
+        whether somebody has a password to log in with.
+
     Raises:
         CannotRun: the database cannot be brought up to date, or the site gives no token.
     """
     words = [word for word, asked in (("migrate", migrate), ("token", make_token)) if asked]
     done = launcher.run_python_as_user("-c", PREPARE, *words)
-    token = done.stdout.strip().rpartition("\n")[2]
+    said = done.stdout.split()
+    token = said[-1] if make_token and said else ""
     if done.returncode == WRONG_SETTING:
         message, _, remedy = done.stderr.strip().partition("\n  remedy: ")
         raise CannotRun(message if message.endswith(".") else f"{message}.", remedy or FROM_DJANGO)
@@ -81,25 +89,28 @@ def prepare_database(launcher: Launcher, *, migrate: bool = True, make_token: bo
         )
     if make_token:
         write_private(launcher.settings.run_dir / "token", token + "\n")
+    return "nobody" not in said
 
 
-def make_admin(launcher: Launcher) -> Path:
-    """Makes the first user of the site at the first start, with a random password.
+def make_admin(launcher: Launcher, *, is_needed: bool) -> None:
+    """Makes the first user of the site; his password is in STATE_DIR/admin_password, for root only.
 
-    Returns:
-        the file that holds the password, readable by root only.
+    Args:
+        is_needed: nobody has a password yet. Where the node had another database before, whose first user's
+            is on the disk, this one gets the same.
 
     Raises:
         CannotRun: the user cannot be made.
     """
     path = launcher.settings.state_dir / "admin_password"
-    if path.exists():
-        return path
-    # The password is on the disk before the user is in the database: a crash between the two loses nothing.
     pending = path.with_name("admin_password.pending")
     tried_before = pending.exists()
+    if not (is_needed or tried_before):
+        return
+    # The password is on the disk before the user is in the database: a crash between the two loses nothing.
     if not tried_before:
-        write_private(pending, secrets.token_urlsafe(15) + "\n")
+        known = path.read_text(encoding="ascii") if path.exists() else secrets.token_urlsafe(15) + "\n"
+        write_private(pending, known)
     done = launcher.run_python_as_user(
         *("-m", "django", "createsuperuser", "--noinput"),
         *("--username", ADMIN, "--email", f"{ADMIN}@localhost"),
@@ -111,7 +122,6 @@ def make_admin(launcher: Launcher) -> Path:
         pending.unlink()
         if "already taken" not in done.stderr:  # else somebody made him, and knows his password
             raise CannotRun(f"The site's first user cannot be made:\n{_last_lines(done.stderr)}", FROM_DJANGO)
-    return path
 
 
 def _last_lines(text: str, count: int = 12) -> str:

@@ -68,8 +68,8 @@ def prepare_disk(settings: Settings) -> None:
     launcher = Launcher(settings, site_user)
     launcher.make_places()
     # No token: another miehistod may run on this database, and its own would end.
-    first_start.prepare_database(launcher)
-    first_start.make_admin(launcher)
+    somebody = first_start.prepare_database(launcher)
+    first_start.make_admin(launcher, is_needed=not somebody)
 
 
 async def adopt_orphans(supervisor: Supervisor) -> None:
@@ -106,9 +106,10 @@ def prepare(settings: Settings, wanted: frozenset[str] = parts.ALL) -> Prepared:
     launcher.make_places()
     redis = parts.redis_part(launcher) if "redis" in wanted and not settings.broker_url else None
     if wanted - {"redis"}:
-        first_start.prepare_database(launcher, migrate=wanted == parts.ALL, make_token="site" in wanted)
-    if wanted == parts.ALL:
-        first_start.make_admin(launcher)
+        whole = wanted == parts.ALL
+        somebody = first_start.prepare_database(launcher, migrate=whole, make_token="site" in wanted)
+        if whole:
+            first_start.make_admin(launcher, is_needed=not somebody)
     others = []
     if "worker" in wanted:
         others.append(parts.worker_part(launcher))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -221,6 +224,42 @@ def test_tables_are_sorted_alike_in_either_database(database: Database) -> None:
         assert services[f"-{order}"] == services[order][::-1]
     nobodys = sorting.OF_NOBODY
     assert images["service"][-1] == images["-service"][-1] == nobodys, "what has none comes last both ways"
+
+
+def test_the_first_login_goes_along_to_another_database(database: Database) -> None:
+    """Every set-up makes it in SQLite, before anybody names PostgreSQL."""
+    folder = FOLDER / "node-moved-to-postgresql"
+    folder.mkdir(mode=0o755)
+    stack = Stack(folder)
+    for url in ("", database.url, database.url):
+        stack.environment["DATABASE_URL"] = url
+        words = [*stack.command, "--prepare"]
+        subprocess.run(words, cwd=CHECKOUT, env=stack.environment, check=True, capture_output=True)
+    stack.start()
+    try:
+        assert logs_in(stack, "admin", (folder / "state/admin_password").read_text().strip())
+        assert not logs_in(stack, "admin", "another password")
+        # Where somebody else may log in, and nobody needs the file any more, there is no other one.
+        users = "from django.contrib.auth.models import User as U; "
+        stack.manage("shell", "-c", f"{users} U.objects.filter(username='admin').update(username='ann')")
+        (folder / "state/admin_password").unlink()
+        stack.stop()
+        stack.start()
+        assert "login admin" not in stack.said()
+        names = stack.manage("shell", "-c", f"{users} print(sorted(U.objects.values_list('username')))")
+        assert "[('ann',), ('root',)]" in names.out
+    finally:
+        stack.stop()
+
+
+def logs_in(stack: Stack, name: str, password: str) -> bool:
+    """Tell whether the site lets somebody in."""
+    browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+    form = f"http://127.0.0.1:{stack.port}/login/"
+    found = re.search(r'csrfmiddlewaretoken" value="([^"]+)"', browser.open(form).read().decode())
+    assert found
+    said = {"csrfmiddlewaretoken": found[1], "username": name, "password": password}
+    return bool(browser.open(form, urllib.parse.urlencode(said).encode()).url != form)
 
 
 def without(database: Database, stack: Stack) -> None:

@@ -77,11 +77,24 @@ def machine(debian: Clean) -> Iterator[Machine]:
         machine.end()
 
 
+def moves_to_servers_of_debian_s(machine: Machine, listed: str) -> None:
+    """Do as the page about PostgreSQL and Redis says; services run on."""
+    moving, queueing = typed("how-to/use-postgresql.md")
+    machine.run("bash", "-lec", "\n".join(moving))
+    assert eventually(lambda: machine.run("bash", "-lec", "mhctl service list")) == listed
+    users = "select username from auth_user order by username"
+    assert machine.run("su", "postgres", "-c", f"psql -Atc '{users}' miehisto") == "admin\nroot\n"
+    assert "dump and restore ok" in machine.run("bash", "-lec", "\n".join(queueing))
+    assert machine.run("systemctl", "is-active", "miehisto-worker") == "active\n"
+    assert machine.fails("systemctl", "is-active", "miehisto-redis") == "inactive\n"
+
+
 def test_a_clone_is_set_up_started_upgraded_and_drained(debian: Clean, machine: Machine) -> None:
     repository(debian.root / SOURCE[1:])
     words = ("apt-get", "-q", "-y", "install", "--no-install-recommends")
     debian.run(*words, "systemd-sysv", "dbus", "sudo")
     debian.run(*words, "git", "make", "curl")  # as the tutorial says
+    debian.run(*words, "postgresql")  # as a how-to page says
 
     (setting_up, starting) = typed("tutorial.md")
     (installing, looking, draining) = typed("install.md")
@@ -113,12 +126,15 @@ def test_a_clone_is_set_up_started_upgraded_and_drained(debian: Clean, machine: 
     assert eventually(lambda: machine.run("bash", "-lec", "mhctl service list")) == listed
     assert machine.run(*ASK) == "2\n"
 
+    moves_to_servers_of_debian_s(machine, listed)
+    assert machine.run(*ASK) == "3\n"
+
     machine.run("bash", "-lec", "\n".join(draining))
     machine.shut_down("reboot")
     machine.boot()
-    assert eventually(lambda: machine.run(*ASK), 120) == "3\n", "it has its memory"
+    assert eventually(lambda: machine.run(*ASK), 120) == "4\n", "it has its memory"
 
     said = machine.run("bash", "-lec", f"make -C {CLONE} uninstall")
     assert "miehisto-worker.service" in said and "Services and images stay" in said
-    assert machine.run(*ASK) == "4\n"
+    assert machine.run(*ASK) == "5\n"
     assert machine.run("find", "/etc/systemd", "/usr/local", "-name", "miehisto*") == ""
