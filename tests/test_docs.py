@@ -86,7 +86,12 @@ def reader(stack: Stack, folder: Path) -> Iterator[Reader]:
 
 def places(stack: Stack, folder: Path) -> dict[str, str]:
     """Return what of a page is elsewhere at a node under test."""
+    settings, programs = folder / "etc/miehisto", folder / "opt/miehisto/bin"
+    settings.mkdir(parents=True)
+    shutil.copytree("/opt/miehisto/bin", programs, symlinks=True)
     return {
+        "/etc/miehisto": str(settings),
+        "/opt/miehisto/bin": str(programs),
         "/srv": str(folder),
         "/var/lib/miehisto": str(stack.folder / "state"),
         "/run/miehisto": str(stack.folder / "run"),
@@ -151,10 +156,14 @@ def test_a_backup_comes_to_life_on_a_new_node(
     image = stack.dump(kept)
     stack.mhctl("image", "rename", image, "good")
     lost = stack.create("sleep", "1000", options=("--name", "lost"))
+    (folder / "etc/miehisto/miehisto.env").write_text("MIEHISTO_JOB_TIMEOUT=601\n")
     reader.follow(page)
     later = stack.dump(lost)  # after the database was copied, and not in the copy of the pool
 
     other.reader.places["/srv"] = str(folder)  # where the backup was brought
+    (tini,) = (folder / "opt/miehisto/bin").glob("tini-*")
+    own = other.folder / "opt/miehisto/bin" / tini.name
+    own.write_bytes(b"of another build")
     (block,) = blocks(page)
     assert other.type(block).endswith("rows and disk agree\n")
     names = {row["object_id"]: row["name"] for row in other.api("GET", "services?all=1").body}
@@ -168,6 +177,9 @@ def test_a_backup_comes_to_life_on_a_new_node(
     server.grow()
     secret = "state/database/secret_key"
     assert (other.folder / secret).read_bytes() == (stack.folder / secret).read_bytes()
+    assert own.read_bytes() == tini.read_bytes()
+    settings = other.folder / "etc/miehisto/miehisto.env"
+    assert settings.read_text() == "MIEHISTO_JOB_TIMEOUT=601\n"
 
 
 def test_an_image_goes_to_another_node(reader: Reader, stack: Stack, folder: Path, other: TypedNode) -> None:

@@ -298,7 +298,8 @@ def backed_up(stack: Stack, database: Database) -> Stack:
     run("tar", "-C", state, "-cf", place / "pool.tar", "--exclude=images/.*", "images", "services")
     run(programs / "createdb", *where, "another")
     run(*other.command, "--prepare")
-    run(programs / "pg_restore", *where, "--clean", "--if-exists", "--dbname=another", place / "db.dump")
+    run(programs / "psql", *where, "-qc", "DROP SCHEMA public CASCADE; CREATE SCHEMA public", "another")
+    run(programs / "pg_restore", *where, "--dbname=another", place / "db.dump")
     run("cp", "-a", state / "database/secret_key", place / "state/database")
     run("tar", "-C", place / "state", "-xpf", place / "pool.tar")
     return other

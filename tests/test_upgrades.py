@@ -14,6 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -102,15 +103,30 @@ def upgraded(stack: Stack, look: Callable[[], Rows]) -> Rows:
     return after
 
 
-def test_rows_of_the_first_version_in_sqlite() -> None:
+def type_it(stack: Stack, block: str, *programs: Path) -> None:
+    """Type lines of the page about backups at a node, whose own folder is its /srv."""
+    home = stack.folder / uuid.uuid4().hex
+    home.mkdir()
+    own = {"PATH": ":".join(map(str, [*programs, os.environ["PATH"]]))}
+    here = {"/srv": str(stack.folder), "/var/lib/miehisto": str(stack.folder / "state")}
+    someone = Reader(home, stack.environment | own, here)
+    printed, code = someone.type(someone.here(block))
+    someone.leave()
+    assert (printed, code) == ("", 0)
+
+
+def test_a_backup_of_the_first_version_in_sqlite() -> None:
+    """It is put on a newer node as docs/how-to/back-up.md says, and is brought up to date."""
     stack = old_node("first-in-sqlite")
-    assert run(stack, "-m", "miehistod.main", "--prepare").code == 0  # for the folders
-    path = stack.folder / "state/database/db.sqlite3"
-    owner = path.stat()
-    path.unlink()
-    with closing(sqlite3.connect(path)) as connection:
+    assert run(stack, "-m", "miehistod.main", "--prepare").code == 0
+    backup = stack.folder / "backup"
+    backup.mkdir(mode=0o700)
+    (backup / "secret_key").write_text("of the first one")
+    with closing(sqlite3.connect(backup / "db.sqlite3")) as connection:
         connection.executescript((FIRST / "first_schema.sqlite.sql").read_text(encoding="utf-8"))
-    subprocess.run(["chown", f"{owner.st_uid}:{owner.st_gid}", path], check=True)
+    (block,) = [text for by, text in PAGE.run_by if by == "tests/test_docs.py"]
+    type_it(stack, "\n".join(line for line in block.splitlines() if "db.sqlite3" in line))
+    path = stack.folder / "state/database/db.sqlite3"
 
     def look() -> Rows:
         with closing(sqlite3.connect(path)) as connection:
@@ -120,44 +136,38 @@ def test_rows_of_the_first_version_in_sqlite() -> None:
     assert all(row["data"] == "[]" and not row["restore_on_boot"] for row in after["services_service"])
 
 
-def test_rows_of_the_first_version_in_postgresql_and_their_backup(database: Database) -> None:
-    """The upgrade, and then what docs/how-to/back-up.md does with PostgreSQL."""
+def test_a_backup_of_the_first_version_in_postgresql(database: Database) -> None:
+    """It is put on a newer node as docs/how-to/back-up.md says, and is brought up to date."""
     stack = old_node("first-in-postgresql")
     stack.environment["DATABASE_URL"] = database.url
     place = database.url.partition("host=")[2]
 
-    def look(name: str = "miehisto") -> Rows:
-        with psycopg.connect(f"host={place} user=miehisto dbname={name}") as connection:
+    def look() -> Rows:
+        with psycopg.connect(f"host={place} user=miehisto dbname=another") as connection:
             return rows(connection)
 
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=str)[-1]
     dump, restore = [text for by, text in PAGE.run_by if by == "tests/test_upgrades.py"]
 
-    def type_it(block: str, name: str) -> None:
-        home = stack.folder / name
-        home.mkdir()
-        own = {"PATH": f"{programs}:{os.environ['PATH']}"}
-        someone = Reader(home, stack.environment | own, {"/srv": str(stack.folder)})
-        printed, code = someone.type(someone.here(block))
-        someone.leave()
-        assert code == 0, printed
-
     with psycopg.connect(f"host={place} user=miehisto dbname=miehisto") as connection:
         connection.execute((FIRST / "first_schema.postgresql.sql").read_bytes())
-    after = upgraded(stack, look)
-
     (stack.folder / "backup").mkdir(mode=0o700)
-    type_it(dump, "at-the-old-one")
+    type_it(stack, dump, programs)
     words = ["-h", place, "-U", "miehisto", "another"]
     subprocess.run([programs / "createdb", *words], check=True, capture_output=True)
     stack.environment["DATABASE_URL"] = database.url.replace("/miehisto?", "/another?")
     assert run(stack, "-m", "miehistod.main", "--prepare").code == 0
-    type_it(restore, "at-the-new-one")
-    assert look("another") == after
+    type_it(stack, restore, programs)
+    upgraded(stack, look)
+    # The same version's.
+    type_it(stack, dump, programs)
+    type_it(stack, restore, programs)
+    after = look()
+    assert len(after["services_service"]) == 6
     # No image of theirs is on this disk, and what is not there has no row.
     rescan = run(stack, "manage.py", "rescan")
     assert rescan.code == 0 and "dddd" in rescan.out, rescan
-    assert not look("another")["images_image"]
+    assert after["images_image"] and not look()["images_image"]
 
 
 def flipped(file: BinaryIO) -> None:
