@@ -341,6 +341,12 @@ def test_a_second_set_up_is_quick_and_changes_nothing() -> None:
     assert _fingerprint() == before
 
 
+def test_a_containers_image_has_what_set_up_installs_in_a_layer_of_its_own() -> None:
+    found = re.search(r"--no-install-recommends \\\n +([a-z0-9 -]+) \\\n", (ROOT / "Dockerfile").read_text())
+    assert found
+    assert found[1].split() == sorted({*host.RUNTIME_PACKAGES, "python3", "tini"})
+
+
 def test_the_lock_files_pin_hashes_and_name_no_index() -> None:
     for name in ("requirements.txt", "requirements-dev.txt"):
         text = (ROOT / name).read_text()

@@ -12,13 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from mhctl import __version__
 from tests.compose.engine import Engine
 from tests.debian_root import run
 from tests.pages import Page
 from tests.stack import CHECKOUT, eventually, free_port
 
 PAGE = Page(CHECKOUT / "docs/compose.md")
-STARTED, BACKED_UP, RESTORED = (text for command, text in PAGE.run_by if command == "make test-compose")
+STARTED, UPGRADED, BACKED_UP, RESTORED = (
+    text for command, text in PAGE.run_by if command == "make test-compose"
+)
 PRIVATE = (".env", "db.sqlite3", "var/notes", "backup/pool.tar")
 """What may lie in a checkout, and belongs into no image."""
 CANARY = "# not for an image"
@@ -223,12 +226,36 @@ def test_nothing_private_of_the_checkout_is_in_the_image(compose: Compose) -> No
     assert compose("exec", "-T", "worker", "sh", "-c", look, "sh", password, CANARY).strip() == "nothing"
 
 
+def layers(compose: Compose) -> list[str]:
+    """Return the layers of the image, Debian's first."""
+    shown = compose.engine.docker("image", "inspect", "--format", "{{json .RootFS.Layers}}", "miehisto")
+    found: list[str] = json.loads(shown)
+    return found
+
+
+def test_an_upgrade_has_the_programs_that_services_need_again(compose: Compose) -> None:
+    compose.mhctl("service", "create", "--name", "kept", "python3", "-c", COUNTER)
+    assert [count(compose), count(compose)] == ["1", "2"]
+    compose.mhctl("service", "dump", "kept")
+    before = layers(compose)
+    path = compose.folder / "mhctl/__init__.py"
+    path.write_text(path.read_text(encoding="utf-8").replace(__version__, "9.9.9", 1), encoding="utf-8")
+    compose.type(UPGRADED)
+    assert compose.mhctl("--version") == "mhctl 9.9.9"
+    after = layers(compose)
+    assert after[:2] == before[:2] and after[2:] != before[2:]
+    compose.mhctl("service", "restore", "kept")
+    assert count(compose) == "3"
+    compose.mhctl("service", "delete", "--stop", "kept")
+
+
 def test_a_backup_comes_to_life_in_a_new_stack(compose: Compose) -> None:
     service = compose.mhctl("service", "create", "--name", "kept", "python3", "-c", COUNTER)
     assert [count(compose), count(compose)] == ["1", "2"]
     image = Path(compose.mhctl("service", "dump", "kept")).name
     compose.type(BACKED_UP)
     compose("down", "--volumes")
+    compose.engine.docker("image", "rm", "--force", "miehisto")
     (compose.folder / "secrets/database_password").write_text("another")
     assert compose.type(RESTORED).endswith("rows and disk agree\n")
     assert json.loads(compose.mhctl("service", "show", "kept", "--json"))["object_id"] == service
