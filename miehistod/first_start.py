@@ -48,7 +48,8 @@ try:
     else:
         missing = sorted(loader.graph.nodes.keys() - loader.applied_migrations.keys())
         if missing:
-            sys.exit("It lacks " + ", ".join(map(".".join, missing)) + ": run `miehistod --prepare`.")
+            units = "where units run it `miehisto-manage --run miehistod --prepare`"
+            sys.exit(f"It lacks {', '.join(map('.'.join, missing))}: run `miehistod --prepare`, {units}.")
     # Root's own user, whom a token lets in, has no password.
     if not get_user_model().objects.exclude(password__startswith=UNUSABLE_PASSWORD_PREFIX).exists():
         print("nobody")

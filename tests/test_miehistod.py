@@ -272,7 +272,7 @@ def test_a_part_that_does_not_exist_is_bad_usage(settings: Settings, words: list
 def test_parts_of_their_own_do_not_touch_the_database(settings: Settings) -> None:
     done = main(settings, "--only", "scheduler")
     assert done.returncode == 1
-    assert "run `miehistod --prepare`" in done.stderr
+    assert "run `miehistod --prepare`, where units run it `miehisto-manage --run " in done.stderr
 
 
 def test_a_database_of_a_newer_miehisto_is_refused(settings: Settings) -> None:
