@@ -23,7 +23,7 @@ from tests.isolation import FOLDER
 from tests.servers import Connection, Redis, connected, started
 from tests.stack import Answer, Stack, eventually, living
 from tests.stopping import stopped_at
-from worker import connections, process
+from worker import connections, criu, process
 from worker.durable import write_json
 from worker.paths import Paths
 
@@ -275,6 +275,31 @@ def test_a_criu_that_hangs_and_has_lost_its_worker_is_ended_too(
     assert (shown["status"], shown["pid"]) == ("running", pid)
     assert connection.ask("GET told", lines=2) == "nobody"
     assert tables(connection) == before
+
+
+@pytest.mark.parametrize("with_worker", [False, True], ids=["service", "service and worker"])
+def test_a_criu_that_hangs_over_a_service_that_was_killed_is_ended(
+    stack: Stack, hasty: Hasty, folder: Path, with_worker: bool
+) -> None:
+    """A killed init is not dead as long as CRIU, which traces its children, doesn't look at them."""
+    node = hasty if with_worker else stack  # which has all patience with CRIU
+    server = Redis(folder)
+    service = started(node, server)
+    with connected(server.port):
+        job = node.mhctl("service", "dump", service, "--no-wait").out.strip()
+        hangs = stopped_at(node, service, "dump.log", "Dumping TCP connection")
+        run = criu.run_id(node.folder / f"run/services/{service}/criu/dump.log")
+        assert connections._nft("list", run)
+        (init,) = process.children(node.show("service", service)["ppid"])
+        os.kill(init, signal.SIGKILL)
+        if with_worker:
+            hasty.kill_worker()
+        ended = eventually(lambda: (now := node.show("job", job))["finished"] and now, 60)
+        assert ended["status"] == ("lost" if with_worker else "failed")
+        assert with_worker or ended["error"]["code"] == "service_ended"
+        assert not hangs.alive()
+        assert eventually(lambda: node.show("service", service)["status"] == "exited")
+        assert not connections._nft("list", run)
 
 
 def test_a_worker_that_dies_between_deed_and_word_has_dumped(

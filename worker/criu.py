@@ -43,6 +43,7 @@ _LAST_WORDS = 64 << 10
 _MOST_DECODED = 64 << 20
 _TO_UNDO = 5.0
 """Seconds that a CRIU gets to undo what it did, once it was silent for too long."""
+_LOOK_EVERY = 1.0
 _AFTER_THE_END = 5.0
 """Seconds that CRIU may take to say something after its subject has ended, mostly by CRIU's own hand."""
 
@@ -183,9 +184,11 @@ class Call:
         """
         connection = self._connection
         connection.settimeout(timeout)
+        stage = ""
         try:
             connection.send(request.SerializeToString())
-            while data := self._hear(timeout, subject):
+            # After its last stage CRIU itself ends what is dumped, which a lot of memory draws out.
+            while data := self._hear(timeout, subject, by_itself=stage == "post-dump"):
                 answer = rpc.criu_resp()
                 answer.ParseFromString(data)
                 if answer.type != rpc.NOTIFY:
@@ -198,7 +201,7 @@ class Call:
         except TimeoutError:
             if self._process is not None:
                 self._make_undo(self._process)
-            if subject is not None and not subject.alive():
+            if subject is not None and subject.is_ending():
                 raise JobFailed(
                     "service_ended",
                     "The service ended while CRIU worked on it.",
@@ -240,8 +243,11 @@ class Call:
         with suppress(ProcessLookupError):  # with the helpers that it may have forked
             os.killpg(process.pid, signal.SIGKILL)
 
-    def _hear(self, timeout: float, subject: Process | None) -> bytes:
+    def _hear(self, timeout: float, subject: Process | None, *, by_itself: bool) -> bytes:
         """Return what CRIU says next, empty at its end.
+
+        Args:
+            by_itself: whether CRIU may be ending its subject, which then dies as long as it likes.
 
         Raises:
             TimeoutError: it says nothing for so long, or only so shortly once its subject has ended.
@@ -252,7 +258,7 @@ class Call:
             descriptor = subject.open()
             if descriptor is not None:
                 poll.register(descriptor, select.POLLIN)
-                timeout = timeout if poll.poll(timeout * 1000) else 0.0
+                timeout = _left_at_the_end(poll, subject, timeout, by_itself=by_itself)
                 poll.unregister(descriptor)
                 os.close(descriptor)
             if not subject.alive():
@@ -266,6 +272,18 @@ class Call:
         self._connection.close()
         if self._process is not None:
             self._process.wait()
+
+
+def _left_at_the_end(poll: select.poll, subject: Process, timeout: float, *, by_itself: bool) -> float:
+    """Wait for a word of CRIU's, or its subject's end, and return the seconds left for a word then."""
+    deadline = time.monotonic() + timeout
+    while (left := deadline - time.monotonic()) > 0:
+        if poll.poll(min(left, _LOOK_EVERY) * 1000):
+            return left
+        # Killed, it is not dead before CRIU, which traces its processes, has looked at each.
+        if not by_itself and subject.is_ending():
+            return min(left, _AFTER_THE_END)
+    return 0.0
 
 
 def kill_holder(lock: Path) -> bool:

@@ -232,9 +232,13 @@ def _settle_dump(paths: Paths, job: Job) -> bool:
     """Let a service go on whose dump was broken off, record its image, and tell whether there is one."""
     running = supervision.running(paths, job.service_ref)
     final = not job.options.get("leave_running") and is_sealed(paths, job.image_id)
-    if running is not None and not (final and running.has_been_killed()):
+    if not final or (running is not None and not running.has_been_killed()):
         # Before anything of the image goes, which may take a while: the service's clients wait.
-        mending.mend(running.init, criu.run_id(paths.runtime(job.service_ref) / "criu" / "dump.log"))
+        run = criu.run_id(paths.runtime(job.service_ref) / "criu" / "dump.log")
+        if running is None:
+            connections.release(run)
+        else:
+            mending.mend(running.init, run)
         if final:
             # CRIU heard no answer when that was sealed, and let the service go on. It was made for one that
             # has ended: what this one writes from now on need not show in the times of its files.
