@@ -358,6 +358,30 @@ def test_what_cannot_be_brought_back_is_when_that_is_mended(folder: Path, data: 
     assert listing(data) == before
 
 
+@pytest.mark.parametrize("gone", ["new/file-1", "new/book", "old"])
+def test_who_dies_while_he_clears_up_after_going_back_loses_nothing(
+    folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    paths, service, image, carried = moved_on(folder, data)
+    before = listing(data)
+    (remove, removals) = putback._remove_beside, iter([None])
+
+    def remove_some(root: dict[str, Any]) -> None:
+        if next(removals, root) is not None:
+            remove(root)
+            return
+        target = data / root["beside"] / gone
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+        raise InterruptedError
+
+    monkeypatch.setattr(putback, "_remove_beside", remove_some)
+    with pytest.raises(JobFailed), putback.PutBack(paths, service, image) as under_way:
+        under_way.begin(carried, [])
+        raise InterruptedError
+    putback.settle(paths, service)
+    assert listing(data) == before
+
+
 @pytest.mark.parametrize("its_place", ["a link", "another folder"])
 def test_a_place_that_is_exchanged_meanwhile_gets_nothing(
     folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch, its_place: str

@@ -150,6 +150,8 @@ def settle(paths: Paths, service_id: str, *, ran: bool | None = None) -> None:
                 write_json(journal, {**known, "phase": "swapping"})
             for root in known["roots"]:
                 _roll_back(root, swapped=known["phase"] != "building")
+            # What is beside goes now: whoever has to go on from here must not take that for a swap.
+            write_json(journal, {**known, "phase": "building"})
         elif known["phase"] != "done":
             write_json(journal, {**known, "phase": "done"})
         for root in known["roots"]:

@@ -317,9 +317,10 @@ def _images(paths: Paths, node: Node) -> tuple[set[str], set[str]]:
     Raises:
         OSError: the pool cannot be read, which does not mean that nothing is in it.
     """
+    # The rows first: what is made meanwhile is then only seen on the disk, and not taken for gone.
+    known = set(Image.objects.filter(node=node).values_list("pk", flat=True))
     names = filter(IS_ID.match, (folder.name for folder in paths.images.iterdir()))
-    on_disk = {image_id for image_id in names if is_sealed(paths, image_id)}
-    return on_disk, set(Image.objects.filter(node=node).values_list("pk", flat=True))
+    return {image_id for image_id in names if is_sealed(paths, image_id)}, known
 
 
 def _record_missing_images(paths: Paths, node: Node) -> list[str]:

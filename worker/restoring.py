@@ -131,14 +131,13 @@ def _restore(
                 tools, call, supervisor, service_id, image_id, facts, work, read_from, data, closed
             )
     except BaseException as error:
-        call.close()
-        supervision.give_up(tools.paths, service_id)
-        refusal = _refusal_of(supervisor, tools.timeout)
-        unfinished.end(tools.paths, service_id, tools.timeout)
-        mending.remove_scratch(work / "restore.log")
-        cause = refusal if refusal and isinstance(error, JobFailed) else error
-        _tell(cause, _what_is_left(tools, service_id, image_id))
-        raise cause from None
+        refusal = _give_up(tools, call, supervisor, service_id, work)
+        left = _what_is_left(tools, service_id, image_id)
+        if refusal and isinstance(error, JobFailed):
+            _tell(refusal, left)
+            raise refusal from None
+        _tell(error, left)
+        raise
     call.close()
     try:
         return _watched(tools, service_id, supervisor, restored)
@@ -150,13 +149,24 @@ def _restore(
         raise
 
 
-def _refusal_of(supervisor: supervision.Supervisor, timeout: float) -> JobFailed | None:
-    """Return why the supervisor let CRIU restore nothing; of that CRIU would only say that it was killed."""
+def _give_up(
+    tools: Tools, call: criu.Call, supervisor: supervision.Supervisor, service_id: str, work: Path
+) -> JobFailed | None:
+    """End all that a restore has begun.
+
+    Returns:
+        Why the supervisor let CRIU restore nothing, if it did; CRIU would only say that it was killed.
+    """
+    call.close()
+    supervision.give_up(tools.paths, service_id)
+    error: dict[str, str] = {}
     with contextlib.suppress(JobFailed):  # it died, and what is raised already says more
-        error = supervisor.settle(timeout).get("error", {})
-        if error.get("code", "restore_failed") != "restore_failed":
-            return JobFailed(error["code"], error["message"], error.get("remedy", ""))
-    return None
+        error = supervisor.settle(tools.timeout).get("error", {})
+    unfinished.end(tools.paths, service_id, tools.timeout)
+    mending.remove_scratch(work / "restore.log")
+    if error.get("code", "restore_failed") == "restore_failed":
+        return None
+    return JobFailed(error["code"], error["message"], error.get("remedy", ""))
 
 
 def _tell(error: BaseException, more: str) -> None:

@@ -15,12 +15,21 @@ class Command(ShellCommand):
 
     def work(self, **_options: Any) -> None:
         node, _ = Node.objects.get_or_create(name=settings.MIEHISTO_NODE)
+        paths = tasks.paths()
         try:
-            changes = reconcile.rescan(tasks.paths(), node)
+            next(paths.images.iterdir(), None)
         except OSError as error:
             self.refuse(
                 f"The pool cannot be read, so nothing was changed: {describe(error)}.",
-                "Run it as root, with the pool mounted.",
+                "Run it as root, on the node whose pool it is.",
+                code=FAILED,
+            )
+        try:
+            changes = reconcile.rescan(paths, node)
+        except OSError as error:
+            self.refuse(
+                f"The rescan came to no end: {describe(error)}.",
+                "Mend that, then rescan again; what it has changed is right.",
                 code=FAILED,
             )
         for line in changes:
