@@ -268,8 +268,8 @@ def _hindrance(described: Action, subject: Service | Image) -> str:
 def _filled(described: Action, subject: Service | Image, query: QueryDict) -> dict[str, str]:
     """Return what is in the fields, "on" in a box that is ticked.
 
-    That is what is so now, else what the address says (?NAME=VALUE), else what a remedy leads to
-    (?fill=NAME,…): a tick, or the service's own folder.
+    That is what is so now, else the service's own folder where a remedy leads to folders (?fill=NAME,…), else
+    what the address says (?NAME=VALUE), else the tick that a remedy leads to.
     """
     if described.name == "schedule":
         return schedules.as_typed(subject.pk)
@@ -280,10 +280,12 @@ def _filled(described: Action, subject: Service | Image, query: QueryDict) -> di
         folder = subject.cwd if subject.cwd != "/" else ""
     asked = query.get("fill", "").split(",")
     for option in described.options:
-        if option.name in query:
+        if option.name in asked and option.kind == "folders" and folder:
+            filled[option.name] = folder
+        elif option.name in query:
             filled[option.name] = query.get(option.name, "")
-        elif option.name in asked:
-            filled[option.name] = {"check": "on", "folders": folder}.get(option.kind, "")
+        elif option.name in asked and option.kind == "check":
+            filled[option.name] = "on"
     return filled
 
 

@@ -106,7 +106,10 @@ def make_admin(launcher: Launcher, *, is_needed: bool) -> None:
     path = launcher.settings.state_dir / "admin_password"
     pending = path.with_name("admin_password.pending")
     tried_before = pending.exists()
-    if not (is_needed or tried_before):
+    if not is_needed:
+        if tried_before and not path.exists():  # a crash came just after he had been made
+            pending.rename(path)
+        pending.unlink(missing_ok=True)
         return
     # The password is on the disk before the user is in the database: a crash between the two loses nothing.
     if not tried_before:
@@ -117,7 +120,7 @@ def make_admin(launcher: Launcher, *, is_needed: bool) -> None:
         *("--username", ADMIN, "--email", f"{ADMIN}@localhost"),
         DJANGO_SUPERUSER_PASSWORD=pending.read_text(encoding="ascii").strip(),
     )
-    if done.returncode == 0 or (tried_before and "already taken" in done.stderr):
+    if done.returncode == 0:
         pending.rename(path)
     else:
         pending.unlink()

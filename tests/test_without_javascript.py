@@ -52,7 +52,9 @@ def test_a_service_from_its_beginning_to_its_end(visitor: Visitor, stack: Stack)
     visitor.press("Create and start")
     visitor.done("running")
 
-    eventually(lambda: get_page(port))
+    assert eventually(
+        lambda: get_page(port) and '"GET / HTTP/1.1" 200' in stack.mhctl("service", "logs", "plain").out
+    )
     main.get_by_label("Search the log").fill("HTTP/1.1")
     visitor.press("Search all of it")
     visitor.sees("with this text")
