@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from functools import lru_cache
 from typing import NamedTuple
 
 from images.models import Image
 from services.actors import Actor, may, reserved
 from services.models import Service
 from services.roles import ADMINISTER, AUDIT, OPERATE, RESTORE_FOREIGN, SEE
+
+_KNOWN_FOR = 10.0
+"""Seconds for which a page takes what an account may for granted; the operations ask each time."""
 
 
 class Rights(NamedTuple):
@@ -45,5 +50,11 @@ def barred(rights: Rights, subject: Service | Image) -> str:
     """
     if not rights.foreign and isinstance(subject, Image) and subject.is_foreign:
         return "It was imported: only an admin can restore it."
-    how = "" if rights.administer else reserved(*account_of(subject))
+    how = "" if rights.administer else _reserved(*account_of(subject), int(time.monotonic() / _KNOWN_FOR))
     return how and f"It runs {how}: only an admin can bring it back."
+
+
+@lru_cache(maxsize=256)
+def _reserved(user: str, group: str, _now: int) -> str:
+    """Ask once for all rows of a table: who knows the host's users may be a server far away."""
+    return reserved(user, group)
