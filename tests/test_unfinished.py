@@ -69,10 +69,10 @@ def to_and_kill(answers, stage, pid):
         os.kill(runmh, signal.SIGKILL)
         doomed.append(os.getpid())
     return agreed
-def hear_and_die(*words):
+def hear_and_die(*words, **options):
     for pid in doomed:
         os.kill(pid, signal.SIGKILL)
-    return hear(*words)
+    return hear(*words, **options)
 restoring._Answers.to, criu.Call._hear = to_and_kill, hear_and_die
 service, image, with_criu, binary, *folders = sys.argv[1:]
 Engine(Tools(Paths(*map(Path, folders)), binary, "")).restore(service, image)
