@@ -1,4 +1,4 @@
-"""How a worker writes rows: steps beside the work, ends for certain. It knows nothing of what the work is."""
+"""How a worker meets its rows: steps beside the work, the rest for certain. It knows nothing of the work."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
+from typing import TypeVar
 
 from django.db import DatabaseError, InterfaceError, OperationalError, close_old_connections, connections
 from django.utils import timezone
@@ -15,6 +16,8 @@ from services import progress
 from services.models import Job
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 
@@ -54,19 +57,21 @@ class Steps:
         self._thread.submit(write)
 
 
-def surely(write: Callable[[], object]) -> None:
-    """Write what has been done already, however long the database is away: it cannot be undone.
+def surely(ask: Callable[[], _T]) -> _T:
+    """Read or write, however long the database is away, and return what came of it.
 
-    A worker that is ended meanwhile leaves a lost job, which is settled by what lies on the disk.
+    What has been done already cannot be undone, and what needs a row only to be done well shall not fail for
+    want of it. A worker that is ended meanwhile leaves a lost job, which is settled by what lies on the disk.
+
+    Args:
+        ask: what may be done more than once; a query set that is not evaluated in it asks nothing yet.
     """
     pause = _FIRST_PAUSE
     while True:
         try:
-            write()
+            return ask()
         except (OperationalError, InterfaceError) as error:
-            log.warning("the database cannot be written to, trying again in %g s: %s", pause, error)
-        else:
-            return
+            log.warning("the database cannot be used, trying again in %g s: %s", pause, error)
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
         close_old_connections()  # one that broke is of no use any more

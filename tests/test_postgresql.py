@@ -10,12 +10,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 
 from tests import sorting
@@ -49,6 +52,14 @@ class Database:
         """End it at once and start it again."""
         self.stop()
         self.start()
+
+    def cut(self) -> None:
+        """End each connection to it, as a restart or a firewall would."""
+        with psycopg.connect(self.url, autocommit=True) as one:
+            one.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user"
+                " AND datname = current_database() AND pid <> pg_backend_pid()"
+            )
 
 
 @pytest.fixture
@@ -115,6 +126,10 @@ def test_the_main_job_on_postgresql(database: Database) -> None:
         ended = eventually(lambda: (now := stack.show("job", job))["finished"] and now, 40)
         assert ended and ended["status"] == "succeeded"
         assert get_page(port, "hostname") == content
+
+        for moment in range(6):  # in each hundredth of a second that a job takes
+            for words in ("dump", {"leave_running": True}), ("check", {}):
+                assert ends_when_cut_off(database, stack, *words, after=moment / 100) == "succeeded"
 
         without(database, stack)
         os.kill(stack.show("service", "web")["pid"], signal.SIGKILL)
@@ -260,6 +275,24 @@ def logs_in(stack: Stack, name: str, password: str) -> bool:
     assert found
     said = {"csrfmiddlewaretoken": found[1], "username": name, "password": password}
     return bool(browser.open(form, urllib.parse.urlencode(said).encode()).url != form)
+
+
+def ends_when_cut_off(
+    database: Database, stack: Stack, verb: str, options: dict[str, Any], *, after: float
+) -> str:
+    """Ask for a job, end all connections to the database some seconds after, and return how the job ended."""
+    asked = eventually(
+        lambda: (reply := stack.api("POST", f"services/web/{verb}", options)).status == 202 and reply
+    )
+    assert asked
+    time.sleep(after)
+    database.cut()
+
+    def ended() -> str | None:
+        reply = stack.api("GET", f"jobs/{asked.body['object_id']}")
+        return str(reply.body["status"]) if reply.status == 200 and reply.body["finished"] else None
+
+    return str(eventually(ended, 40))
 
 
 def without(database: Database, stack: Stack) -> None:

@@ -89,7 +89,7 @@ def _dump(job: Job, engine: Engine) -> Outcome:
         leave_running=leave_running,
         options=options,
         carry=job.options.get("carry", []),
-        newest=Image.objects.filter(service_ref=job.service_ref).newest_at(),
+        newest=surely(Image.objects.filter(service_ref=job.service_ref).newest_at),
     )
     surely(lambda: reconcile.record_image(engine.paths, job.image_id, job.node))
     return Outcome(
@@ -109,7 +109,7 @@ def _restore(job: Job, engine: Engine) -> Outcome:
         tcp_close=bool(job.options.get("tcp_close")),
     )
     # What nobody has asked for says why it was done.
-    reason = job.events.earliest("id").text if job.source == "agent" else ""
+    reason = surely(lambda: job.events.earliest("id")).text if job.source == "agent" else ""
     found = _alive(running)._replace(reason=reason)
     return Outcome(found, {"image": job.image_id, "service": job.service_ref, "pid": running.shown_pid})
 
@@ -139,7 +139,7 @@ def _delete_image(job: Job, engine: Engine) -> Outcome:
 
 
 def _export_image(job: Job, engine: Engine) -> Outcome:
-    image = Image.objects.select_related("service").get(pk=job.image_id)
+    image = surely(lambda: Image.objects.select_related("service").get(pk=job.image_id))
     written = engine.export_image(
         job.image_id,
         str(job.options.get("file", "")),
@@ -202,7 +202,7 @@ def _frozen_before(job: Job, memory: int) -> dict[str, Any]:
         status=JobState.SUCCEEDED,
         statistics__frozen_time__gt=0,
     )
-    last = before.values_list("pk", "statistics").first()
+    last = surely(before.values_list("pk", "statistics").first)
     if last is None:
         return {"frozen_seconds": None, "by_job": None}
     then = int(last[1].get("pages_written", 0)) * 4096

@@ -164,17 +164,18 @@ def _claim(job_id: str) -> Job | None:
     """Take the job; one that this process has taken without hearing so is its own, too.
 
     A database that goes away during the commit leaves open whether that was done, and nobody else would ever
-    end a job whose worker lives.
+    end a job whose worker lives. What can't be taken at the second try stays queued and is sent again.
     """
     me = reconcile.identity(settings.MIEHISTO_NODE)
-    try:
-        return operations.claim(job_id, worker=me)
-    except DatabaseAway as error:
-        log.warning("job %s may be taken or not, the database went away: %s", job_id, error)
     mine = Job.objects.select_related("service", "node").filter(pk=job_id, status=JobState.RUNNING, worker=me)
-    found: list[Job] = []
-    surely(lambda: found.extend(mine.all()))
-    return found[0] if found else None
+    for _ in range(2):
+        try:
+            return operations.claim(job_id, worker=me)
+        except DatabaseAway as error:
+            log.warning("job %s may be taken or not, the database went away: %s", job_id, error)
+        if taken := surely(mine.first):
+            return taken
+    return None
 
 
 def _fail(job: Job, failure: JobFailed) -> None:
