@@ -80,6 +80,11 @@ def test_a_database_and_a_queue_on_this_host_end_after_the_parts() -> None:
         assert theirs <= set(after), name
 
 
+def test_nothing_that_reads_or_writes_the_pool_runs_before_its_file_system_is_there() -> None:
+    for name in ("miehisto-drain.service", "miehisto-prepare.service", "miehisto-worker.service"):
+        assert unit(name, "Unit")["RequiresMountsFor"] == "/var/lib/miehisto/images", name
+
+
 def test_a_part_that_cannot_start_is_tried_again_without_end() -> None:
     """As docs/install.md promises; a drain has nothing to start."""
     for name in set(MOST_EXPOSED) - {"miehisto-drain.service"}:
