@@ -20,6 +20,18 @@ SQLITE_OPTIONS: dict[str, Any] = {
     "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
 }
 
+POSTGRESQL_OPTIONS: dict[str, Any] = {
+    # A database host that falls silent (it lost its power, a firewall forgot the connection) would hold the
+    # worker's threads, the one that minds supervisors too, for as long as the kernel goes on trying: two
+    # hours. On a socket of this host libpq passes these over.
+    "connect_timeout": "10",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+"""Seconds but the last, which is in ms; see libpq's connection parameters. An address may say others."""
+
 
 def database_from_url(url: str) -> dict[str, Any]:
     """Return Django's DATABASES entry for `sqlite:///PATH` or `postgres://USER:PASSWORD@HOST:PORT/NAME`.
@@ -45,7 +57,7 @@ def database_from_url(url: str) -> dict[str, Any]:
             "PASSWORD": unquote(parts.password or ""),
             "HOST": parts.hostname or "",
             "PORT": str(parts.port or ""),
-            "OPTIONS": dict(parse_qsl(parts.query)),
+            "OPTIONS": POSTGRESQL_OPTIONS | dict(parse_qsl(parts.query)),
         }
     raise ImproperlyConfigured(f"DATABASE_URL: cannot use the scheme {parts.scheme!r}; sqlite or postgres")
 

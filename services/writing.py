@@ -9,7 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TypeVar
 
-from django.db import DatabaseError, InterfaceError, OperationalError, close_old_connections, connections
+from django.db import (
+    DatabaseError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    close_old_connections,
+    connections,
+)
 from django.utils import timezone
 
 from services import progress
@@ -18,6 +25,10 @@ from services.models import Job
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+
+_AWAY = (OperationalError, InterfaceError, InternalError)
+"""None of them is about what a row says. The last: a session that PostgreSQL ended for its idleness, or a
+standby that takes no writes yet."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 
@@ -49,6 +60,7 @@ class Steps:
         at = timezone.now()
 
         def write() -> None:
+            close_old_connections()  # it may have broken under the step before
             try:
                 progress.enter_step(self._job, step, at=at)
             except DatabaseError as error:
@@ -70,7 +82,7 @@ def surely(ask: Callable[[], _T]) -> _T:
     while True:
         try:
             return ask()
-        except (OperationalError, InterfaceError) as error:
+        except _AWAY as error:
             log.warning("the database cannot be used, trying again in %g s: %s", pause, error)
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 from django.conf import settings
-from django.db import connection
+from django.db import IntegrityError, InterfaceError, InternalError, OperationalError, connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from services import operations
-from services.models import JobEvent
+from services.models import Job, JobEvent
 from services.writing import Steps, surely
 from tests.refusals import Witness
 from tests.rows import running_service, taken
@@ -85,6 +85,23 @@ def test_a_jobs_end_is_written_however_long_the_database_is_held() -> None:
     connection.close()  # the short patience goes with it
     job.refresh_from_db()
     assert job.status == "succeeded"
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("error", [OperationalError, InterfaceError, InternalError])
+def test_a_session_that_the_database_ends_is_no_fault_of_the_job(error: type[Exception]) -> None:
+    """PostgreSQL names such ends by three kinds of errors, that of a standby without writes among them."""
+    answers: list[Exception | str] = [error("it is gone"), "written"]
+
+    def ask() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert surely(ask) == "written"
+    with pytest.raises(IntegrityError):
+        surely(lambda: Job.objects.create(node_id=0))
 
 
 @pytest.mark.django_db(transaction=True)

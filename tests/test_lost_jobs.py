@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from django.conf import settings
+from django.db import OperationalError
 
 from images import operations as images
 from images.models import Image
@@ -223,6 +224,23 @@ def test_a_job_ends_whatever_goes_wrong_when_its_end_is_written(
     assert job.service
     assert job.status == ("failed" if where == "truth" else "errored")
     assert job.service.status == "running"
+
+
+def test_a_job_whose_taking_was_committed_late_is_carried_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection broke under the commit, which is done only when the second try waits for its row."""
+    job = operations.request_stop(running_service(), actor="root", source="manage")
+    claim, tries = operations.claim, [OperationalError("the connection is lost"), None]
+
+    def late(job_id: str, *, worker: str) -> Job | None:
+        answer = tries.pop(0)
+        if answer:
+            raise answer
+        assert claim(job_id, worker=worker)  # the first one's, by now
+        return claim(job_id, worker=worker)
+
+    monkeypatch.setattr(operations, "claim", late)
+    mine = tasks._claim(job.pk)
+    assert mine and mine.status == "running"
 
 
 def test_a_service_that_cannot_be_killed_is_not_called_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db import OperationalError
 
+from images import operations as images
+from images.models import Image
 from services import operations
 from services.models import Job, Node, Service
+from services.states import ServiceState
 from tests.rows import recorded_image, running_service, taken
 from tests.servers import Redis, connected, program, started
 from tests.stack import Stack, eventually, living
@@ -233,6 +238,32 @@ def test_a_full_disk_keeps_no_service_from_coming_back_after_a_boot(folder: Path
     Service.objects.update(status="exited", pid=None)  # as the rows are settled then
     boot.sweep()
     assert service.jobs.filter(kind="restore", source="agent").exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_restore_that_was_asked_for_without_an_answer_is_not_asked_for_twice(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database goes away when it has committed it; the service has ended again before the next look."""
+    _paths, boot = started_anew(folder)
+    service = coming_back()
+    recorded_image(service)
+    Service.objects.update(status="exited", pid=None)
+    boot._pending[service.pk] = []
+    ask = images.bring_back
+
+    def cut_off(image: Image, why: str) -> Job:
+        ask(image, why)
+        raise OperationalError("the connection is lost")
+
+    monkeypatch.setattr(images, "bring_back", cut_off)
+    with contextlib.suppress(OperationalError):
+        boot.sweep()
+    boot.sweep()
+    restore = service.jobs.get(kind="restore")
+    operations.succeed(taken(restore), service_state=ServiceState.EXITED, result={}, statistics={})
+    boot.sweep()
+    assert service.jobs.filter(kind="restore").count() == 1
 
 
 @pytest.mark.django_db(transaction=True)

@@ -13,7 +13,13 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from miehisto_web.described import OF_MHCTL, SETTINGS
-from miehisto_web.environment import database_from_url, host_of_bind, newest_tini, secret_key
+from miehisto_web.environment import (
+    POSTGRESQL_OPTIONS,
+    database_from_url,
+    host_of_bind,
+    newest_tini,
+    secret_key,
+)
 from miehistod.settings import read
 
 KEY = "a key that is long, and of many kinds of letters: 0123456789"
@@ -153,7 +159,9 @@ def test_database_addresses() -> None:
         "5433",
         "mh",
     )
-    assert postgres["OPTIONS"] == {"sslmode": "require"}
+    assert postgres["OPTIONS"] == POSTGRESQL_OPTIONS | {"sslmode": "require"}
+    patient = database_from_url("postgres://db.example/mh?tcp_user_timeout=90000")
+    assert patient["OPTIONS"] == POSTGRESQL_OPTIONS | {"tcp_user_timeout": "90000"}
     for wrong in ("mysql://x/y", "sqlite:///"):
         with pytest.raises(ImproperlyConfigured):
             database_from_url(wrong)

@@ -144,7 +144,9 @@ class Boot:
     def _bring_back(self, service_id: str) -> bool:
         """Ask for the next restore of a service; True once nothing is left to be asked for."""
         # First, for a job that ends in between would be seen neither at work nor as done.
-        if Job.objects.active().filter(service=service_id).exists():
+        active = Job.objects.active().filter(service=service_id).first()
+        if active is not None:
+            self._note(active)
             return False  # what was asked for goes first
         service = Service.objects.filter(pk=service_id).first()
         if service is None or not service.restore_on_boot or service.state is ServiceState.STOPPED:
@@ -160,6 +162,13 @@ class Boot:
             if self._pauses.last(service_id):
                 return False
         return self._try_next(service, tries)
+
+    def _note(self, job: Job) -> None:
+        """Count a restore as asked for that was, though the database went away before it said so."""
+        asked = self._pending[job.service_ref]
+        if job.kind == JobKind.RESTORE and job.source == "agent" and job.pk not in asked:
+            asked.append(job.pk)
+            self._keep_if_possible()
 
     def _is_put_away(self, service_id: str) -> bool:
         """Tell whether somebody else's dump came before the one that was to be brought back."""
@@ -229,11 +238,12 @@ class Boot:
         if service.pk not in self._replaced:
             booting.give_up(service.pk, reason, state)
             return True
-        # What was in the way of its supervisor may be in the way of this, and pass.
+        # What was in the way of its supervisor may be in the way of this, and pass. Said first: where the
+        # database is away, all of this is done once more.
+        booting.give_up(service.pk, f"{reason} That is tried again.", state)
         self._pauses.begin(service.pk)
         self._pending[service.pk] = []
         self._keep_if_possible()
-        booting.give_up(service.pk, f"{reason} That is tried again.", state)
         return False
 
     def _none_left(self, service: Service, last: Job | None) -> None:

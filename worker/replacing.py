@@ -89,8 +89,9 @@ class Replacing:
         service = Service.objects.filter(pk=service_id, restore_on_boot=True).first()
         if service is None or Job.objects.active().filter(service=service).exists():
             return  # what was asked for goes first
-        asked = self._asked.pop(service_id, None)
+        asked = self._asked.get(service_id)
         job = Job.objects.filter(pk=asked).exclude(status=JobState.SUCCEEDED).first() if asked else None
+        self._asked.pop(service_id, None)
         if job is not None:
             self._wait(service_id, job.error_message or f"The dump was {job.status}.")
         elif service.state is ServiceState.RUNNING:

@@ -168,11 +168,17 @@ def _claim(job_id: str) -> Job | None:
     """
     me = reconcile.identity(settings.MIEHISTO_NODE)
     mine = Job.objects.select_related("service", "node").filter(pk=job_id, status=JobState.RUNNING, worker=me)
+    in_doubt = False
     for _ in range(2):
         try:
-            return operations.claim(job_id, worker=me)
+            job = operations.claim(job_id, worker=me)
         except DatabaseAway as error:
             log.warning("job %s may be taken or not, the database went away: %s", job_id, error)
+            in_doubt = True
+        else:
+            if job or not in_doubt:
+                return job
+        # Also where the second try found it taken: by the first one, whose commit came late.
         if taken := surely(mine.first):
             return taken
     return None
