@@ -13,15 +13,15 @@ from dashboard.actions import as_query
 from dashboard.filters import of_nodes, since
 from dashboard.health import is_silent
 from dashboard.page import Context, Look, Moved, page
-from dashboard.rights import barred
+from dashboard.rights import Rights, barred, barred_carrying, barred_values
 from dashboard.tables import Column, Filter, begins, search_of, table
 from dashboard.waterfall import waterfall
 from images.models import Image
-from images.retrying import may_retry
+from images.retrying import may_retry, works_on
 from services import waiting
 from services.auditing import SOURCES
 from services.lookup import find_job
-from services.models import AuditEvent, Job, Service
+from services.models import AuditEvent, Job, Node, Service
 from services.presenting import log_object
 from services.references import HEX_PREFIX
 from services.states import BAD_JOB, JobKind, JobState
@@ -34,7 +34,8 @@ COLUMNS = (
     Column("Queued", "queued"),
     Column("Took", number=True),
 )
-_REVIVING = {JobKind.START, JobKind.RESTART, JobKind.RESTORE}
+_REVIVING = {JobKind.START, JobKind.RESTART}
+_DELETING = {JobKind.DELETE_SERVICE, JobKind.DELETE_IMAGE}
 _NOT_DONE = BAD_JOB | {JobState.CANCELLED}
 _ERROR = re.compile(r"\b(Error|FAILED|failed)\b")
 ORDERS = {"queued": ("queued_at", "id")}
@@ -94,7 +95,12 @@ def job(look: Look, reference: str) -> Context:
         raise Moved(reverse("services:job", args=[found.pk]))
     row = waiting.load(found.pk)
     about = row.service or Service.objects.filter(pk=row.service_ref).first()
-    bar = barred(look.rights, about) if about and row.kind in _REVIVING else ""
+    image = _image_of(row)
+    subject = works_on(row, about, image)
+    bar = _bar(look.rights, row, subject)
+    account = barred(look.rights, about) if about else ""
+    starts = row.service is not None and any(each["action"] == "start" for each in row.error_actions)
+    again = may_retry(row) and subject is not None and not bar
     return {
         "job": row,
         "events": row.known_events,
@@ -102,17 +108,43 @@ def job(look: Look, reference: str) -> Context:
         "silent": is_silent(row.node),
         "bars": waterfall(row),
         "lines": marked(row.error_lines),
+        "may_retry": again,
         # Unless its failure offers just this; what it offers besides may not be enough.
-        "may_retry": not bar and may_retry(row) and not any(map(_tries_again, row.error_actions)),
-        "bar": bar,
+        "may_ask_again": again and not any(map(_tries_again, row.error_actions)),
+        "may_start": not account,
+        "whys": [why for why in dict.fromkeys((bar, account if starts else "")) if why],
         "log": log_object(row)["lines"] if row.state in _NOT_DONE else [],
         "address": _address(row),
         "about": about,
-        "has_image": bool(row.image_id) and Image.objects.filter(pk=row.image_id).exists(),
+        "has_image": image is not None,
         "dry_run": row.kind == JobKind.CHECK_SERVICE and row.state is JobState.SUCCEEDED,
         # Whoever goes on from here to a dump goes on with what he chose, and with what is asked of him.
         "chosen": as_query({**row.options, **(row.result.get("options") or {})}),
     }
+
+
+def _image_of(job: Job) -> Image | None:
+    if not job.image_id:
+        return None
+    return Image.objects.for_display().defer("statistics").filter(pk=job.image_id).first()
+
+
+def _bar(rights: Rights, job: Job, subject: Service | Image | Node | None) -> str:
+    """Return why an operator may not ask again for what a job was asked for; "" if he may.
+
+    subject: what it works on. The operations ask the same, each of its own kind.
+    """
+    if job.kind in _DELETING:
+        return "" if rights.administer else "Only an admin can delete it."
+    if isinstance(subject, Image) and job.kind == JobKind.RESTORE:
+        return barred(rights, subject)
+    if isinstance(subject, Image) and job.kind == JobKind.READ_ENVIRONMENT:
+        return barred_values(rights, subject)
+    if isinstance(subject, Service) and job.kind in _REVIVING:
+        return barred(rights, subject)
+    if isinstance(subject, Service) and job.options.get("carry"):
+        return barred_carrying(rights, subject)
+    return ""
 
 
 def _tries_again(action: dict[str, Any]) -> bool:

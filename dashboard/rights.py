@@ -37,9 +37,12 @@ def account_of(subject: Service | Image) -> tuple[str, str]:
     """Return the user and the group of a service, or of an image's, which may be deleted since."""
     if isinstance(subject, Service):
         return subject.user, subject.group
-    if subject.service:
-        return account_of(subject.service)
-    spec = (subject.manifest or {}).get("spec") or {}
+    return account_of(subject.service) if subject.service else account_in(subject)
+
+
+def account_in(image: Image) -> tuple[str, str]:
+    """Return the user and the group that an image itself says its service has."""
+    spec = (image.manifest or {}).get("spec") or {}
     return str(spec.get("user", "")), str(spec.get("group", ""))
 
 
@@ -50,8 +53,25 @@ def barred(rights: Rights, subject: Service | Image) -> str:
     """
     if not rights.foreign and isinstance(subject, Image) and subject.is_foreign:
         return "It was imported: only an admin can restore it."
-    how = "" if rights.administer else _reserved(*account_of(subject), int(time.monotonic() / _KNOWN_FOR))
-    return how and f"It runs {how}: only an admin can bring it back."
+    return "" if rights.administer else _only_for_admins(account_of(subject), "bring it back")
+
+
+def barred_values(rights: Rights, image: Image) -> str:
+    """Return why an operator may not see the environment in an image; "" if he may, wherever it comes from.
+
+    The operation asks the same, of what the image says: its service may be another one here.
+    """
+    return "" if rights.administer else _only_for_admins(account_in(image), "see its environment")
+
+
+def barred_carrying(rights: Rights, service: Service) -> str:
+    """Return why an operator may not have the data of a service carried; "" if he may."""
+    return "" if rights.administer else _only_for_admins(account_of(service), "have its data carried")
+
+
+def _only_for_admins(account: tuple[str, str], what: str) -> str:
+    how = _reserved(*account, int(time.monotonic() / _KNOWN_FOR))
+    return how and f"It runs {how}: only an admin can {what}."
 
 
 @lru_cache(maxsize=256)

@@ -47,6 +47,16 @@ def may_retry(job: Job) -> bool:
     return job.state in _ENDED_BADLY and job.kind in {JobKind.CHECK, *_OF_SERVICES, *_OF_IMAGES}
 
 
+def works_on(job: Job, service: Service | None, image: Image | None) -> Service | Image | Node | None:
+    """Return what a job that may be retried works on: of the two that it names the one, or its node.
+
+    service, image: their rows, None for one that is gone, and then so is what is returned.
+    """
+    if job.kind in _OF_IMAGES:
+        return image
+    return service if job.kind in _OF_SERVICES else job.node
+
+
 def request_retry(job: Job, *, actor: Actor, source: str, options: dict[str, Any] | None = None) -> Job:
     """Ask again for what a job was asked for; the new one names it (`retry_of`).
 

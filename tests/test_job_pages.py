@@ -12,9 +12,11 @@ from django.utils import timezone
 
 from dashboard import job_pages
 from images import operations as operations_of_images
+from images.models import Image
 from services import operations
-from services.models import Job, Node
-from tests.rows import recorded_image, running_service, stopped_service, taken
+from services.models import Job, Node, Service
+from services.states import JobKind
+from tests.rows import member, recorded_image, running_service, stopped_service, taken
 from tests.site_fixtures import text_of
 from worker import remedies
 
@@ -78,6 +80,104 @@ def test_whatever_a_restore_failed_of_it_can_be_tried_again(admin: Client, code:
     assert len(re.findall(r'<button form="retry-form"[^>]*>(?:<svg.*?</svg>)?Try again', page)) == said
     admin.post(f"/jobs/{job.pk}/retry/")
     assert Job.objects.get(retry_of=job.pk).image_id == job.image_id
+
+
+WANT_A_PROCESS = {JobKind.STOP, JobKind.DUMP, JobKind.CHECK_SERVICE}
+ABOUT_IMAGES = {JobKind.VERIFY_IMAGE, JobKind.DELETE_IMAGE, JobKind.READ_ENVIRONMENT, JobKind.EXPORT_IMAGE}
+
+
+def subject(whose: str, kind: JobKind) -> tuple[Service, Image]:
+    """Return a service in whose state a job may begin, and its image: root's, a user's own, or imported."""
+    user = "root" if "root" in whose else "games"
+    service = (running_service if kind in WANT_A_PROCESS else stopped_service)(user=user)
+    image = recorded_image(service)
+    manifest: dict[str, object] = {"spec": {"argv": service.argv, "user": user, "cwd": "/"}}
+    if "imported" in whose:
+        manifest["origin"] = {"imported_by": "boss"}
+    Image.objects.filter(pk=image.pk).update(manifest=manifest)
+    return service, image
+
+
+def failed_job(kind: JobKind, service: Service, image: Image, **more: object) -> Job:
+    """Return a job that failed, of whatever kind, and offers to be tried again."""
+    about: dict[str, object] = {"service_ref": service.pk}
+    if kind in ABOUT_IMAGES | {JobKind.RESTORE}:
+        about["image_id"] = image.pk
+    if kind not in ABOUT_IMAGES | {JobKind.CHECK_SERVICE}:
+        about["service"] = service
+    return Job.objects.create(
+        kind=kind.value,
+        node=service.node,
+        status="failed",
+        queued_at=timezone.now(),
+        error_code="x",
+        error_message="No.",
+        **about | more,
+    )
+
+
+@pytest.mark.parametrize("remedy", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "options", "refused"),
+    [
+        (JobKind.START, {}, {"root", "imported root"}),
+        (JobKind.RESTART, {}, {"root", "imported root"}),
+        (JobKind.STOP, {}, set()),
+        (JobKind.DUMP, {}, set()),
+        (JobKind.DUMP, {"carry": ["/srv"]}, {"root", "imported root"}),
+        (JobKind.CHECK_SERVICE, {"carry": ["/srv"]}, {"root", "imported root"}),
+        (JobKind.RESTORE, {}, {"root", "imported", "imported root"}),
+        (JobKind.DELETE_SERVICE, {}, {"root", "own", "imported", "imported root"}),
+        (JobKind.DELETE_IMAGE, {}, {"root", "own", "imported", "imported root"}),
+        (JobKind.VERIFY_IMAGE, {}, set()),
+        (JobKind.READ_ENVIRONMENT, {}, {"root", "imported root"}),
+        (JobKind.EXPORT_IMAGE, {}, {"root", "own", "imported", "imported root"}),  # for nobody
+    ],
+)
+def test_an_operator_is_offered_to_try_again_what_he_may(
+    kind: JobKind, options: dict[str, object], refused: set[str], remedy: bool
+) -> None:
+    operator = Client()
+    operator.force_login(member("operator"))
+    again = [{"action": "retry", "label": "Try again", "options": {}}] if remedy else []
+    for whose in ("root", "own", "imported", "imported root"):
+        job = failed_job(kind, *subject(whose, kind), options=options, error_actions=again)
+        page = text_of(operator, f"/jobs/{job.pk}/")
+        operator.post(f"/jobs/{job.pk}/retry/", {"remedy": "0"} if remedy else {})
+        done = Job.objects.filter(retry_of=job.pk).exists()
+        assert (">Try again<" in page or "</svg>Try again<" in page) is done is (whose not in refused), whose
+        assert ("only an admin can" in page.lower()) is (not done and kind is not JobKind.EXPORT_IMAGE), whose
+
+
+@pytest.mark.parametrize("kind", sorted(set(JobKind) - {JobKind.CHECK_COMMAND, JobKind.IMPORT_IMAGE}))
+def test_what_is_gone_is_not_offered_to_anybody(admin: Client, kind: JobKind) -> None:
+    service, image = subject("own", kind)
+    ways = ("retry", "verify", "start")
+    actions = [{"action": each, "label": each.upper(), "options": {}} for each in ways]
+    job = failed_job(kind, service, image, image_id=image.pk, error_actions=actions)
+    offered = text_of(admin, f"/jobs/{job.pk}/")
+    assert ("RETRY" in offered) is (kind is not JobKind.EXPORT_IMAGE)
+    assert "VERIFY" in offered
+    Image.objects.all().delete()
+    Job.objects.exclude(pk=job.pk).delete()
+    Service.objects.all().delete()
+    page = text_of(admin, f"/jobs/{job.pk}/")
+    assert ("RETRY" in page) is (kind is JobKind.CHECK), "the node is always there"
+    assert "VERIFY" not in page and "START" not in page
+
+
+def test_an_operator_is_not_led_to_a_start_that_would_be_refused() -> None:
+    operator = Client()
+    operator.force_login(member("operator"))
+    for whose, said in (("root", "It runs as root: only an admin can bring it back."), ("own", "")):
+        service, image = subject(whose, JobKind.DUMP)
+        ended = remedies.actions("service_died_with_criu")
+        job = failed_job(JobKind.DUMP, service, image, error_actions=ended)
+        page = text_of(operator, f"/jobs/{job.pk}/")
+        start = f'href="/services/{service.pk}/start/?job={job.pk}"'
+        assert (start in page) is (not said) and said in page
+        assert ("Ask an administrator" in text_of(operator, f"/services/{service.pk}/start/")) is bool(said)
+        assert "See its images" in page and "</svg>Try again<" in page
 
 
 def test_a_remedy_that_is_none_is_only_a_retry(admin: Client) -> None:
