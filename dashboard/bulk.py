@@ -13,7 +13,7 @@ from django.urls import reverse
 from dashboard.acting import FORM, action, options_of, refused, shown
 from dashboard.actions import IMAGE_ACTIONS, SERVICE_ACTIONS, Action
 from dashboard.page import Context
-from dashboard.rights import Rights, barred
+from dashboard.rights import Rights, barred, why_not_restored
 from dashboard.tables import ROWS
 from images import operations as image_operations
 from images.models import Image
@@ -86,7 +86,7 @@ def _told(described: Action, services: Sequence[Service], rights: Rights) -> Con
     images, whys = {}, {}
     if described.revives:
         images = Image.objects.for_display().in_bulk([service.image_id for service in services])
-        whys = {service.pk: _why_not(images.get(service.image_id), rights) for service in services}
+        whys = {service.pk: why_not_restored(rights, images.get(service.image_id)) for service in services}
     fit = [service for service in services if not whys.get(service.pk)]
     return {
         "action": described,
@@ -96,10 +96,3 @@ def _told(described: Action, services: Sequence[Service], rights: Rights) -> Con
         "may": rights.operate,
         "here": "services",
     }
-
-
-def _why_not(image: Image | None, rights: Rights) -> str:
-    """Return why a service that is this image would not be restored, "" if nothing is known."""
-    if image is None:
-        return "Its image is not in the pool."
-    return barred(rights, image) or ("Its image is damaged." if image.is_damaged else "")

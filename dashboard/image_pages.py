@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from django.db.models import Count, Q, QuerySet, Sum
+from django.db.models import Count, Q, Sum
 from django.urls import reverse
 
 from dashboard.contents_view import arranged
 from dashboard.filters import of_nodes
 from dashboard.page import Context, Look, Moved, page
-from dashboard.rights import Rights
+from dashboard.rights import shown_to
 from dashboard.tables import Column, Filter, Order, Text, begins, search_of, table
 from images.contents import contents_object
 from images.models import Image, ImageState
@@ -34,12 +34,6 @@ ORDERS: dict[str, tuple[Order, ...]] = {
     "size": ("size_bytes", "id"),
     "made": ("created_at", "id"),
 }
-
-
-def _shown(images: QuerySet[Image], rights: Rights) -> QuerySet[Image]:
-    # A manifest can be long, and is looked into only for whoever may restore some images and not others.
-    some = rights.operate and not (rights.foreign and rights.administer)
-    return images.for_display().defer("statistics", *([] if some else ["manifest"]))  # type: ignore[attr-defined, no-any-return]
 
 
 @page(
@@ -71,7 +65,7 @@ def images(look: Look) -> Context:
             default="-made",
             filters=[Filter("status", "State", [state.value for state in ImageState]), *of_nodes()],
             searched=searched,
-            shown=partial(_shown, rights=look.rights),
+            shown=partial(shown_to, look.rights),
         ),
         "damaged": counts.get(ImageState.DAMAGED.value, (0, 0))[0],
         "counted": sum(count for count, _ in counts.values()),

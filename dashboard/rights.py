@@ -6,6 +6,8 @@ import time
 from functools import lru_cache
 from typing import NamedTuple
 
+from django.db.models import QuerySet
+
 from images.models import Image
 from services.actors import Actor, may, reserved
 from services.models import Service
@@ -67,6 +69,22 @@ def barred_values(rights: Rights, image: Image) -> str:
 def barred_carrying(rights: Rights, service: Service) -> str:
     """Return why an operator may not have the data of a service carried; "" if he may."""
     return "" if rights.administer else _only_for_admins(account_of(service), "have its data carried")
+
+
+def why_not_restored(rights: Rights, image: Image | None) -> str:
+    """Return why a service that is this image would not be restored; "" if nothing is known."""
+    if image is None:
+        return "Its image is not in the pool."
+    return barred(rights, image) or ("Its image is damaged." if image.is_damaged else "")
+
+
+def shown_to(rights: Rights, images: QuerySet[Image]) -> QuerySet[Image]:
+    """Return images with what a table shows of them, and what `barred` looks at.
+
+    A manifest can be long, and is read only for whoever may restore some images and not others.
+    """
+    some = rights.operate and not (rights.foreign and rights.administer)
+    return images.for_display().defer("statistics", *([] if some else ["manifest"]))  # type: ignore[attr-defined, no-any-return]
 
 
 def _only_for_admins(account: tuple[str, str], what: str) -> str:

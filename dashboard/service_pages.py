@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from functools import reduce
 from operator import or_
@@ -14,6 +15,7 @@ from django.utils import timezone
 from dashboard.filters import of_nodes
 from dashboard.life import MOST_IMAGES, SPANS, life_line
 from dashboard.page import Context, Look, Moved, page
+from dashboard.rights import Rights, shown_to, why_not_restored
 from dashboard.tables import Column, Filter, Order, Text, Words, begins, search_of, table
 from dashboard.usage import last_hour
 from images import schedules, timing
@@ -104,21 +106,35 @@ def services(look: Look) -> Context:
     totals = Service.objects.order_by().values("status").annotate(count=Count("pk"))
     counts = {row["status"]: row["count"] for row in totals}
     states = Filter("status", "State", [state.value for state in STATES], hidden=True)
+    found = table(
+        Service.objects.all(),
+        look.query,
+        columns=COLUMNS,
+        orders=_orders(stale),
+        default="created",
+        filters=[states, *of_nodes()],
+        searched=_searched(text) if text else None,
+        shown=_with_last_image,
+    )
     return {
-        "table": table(
-            Service.objects.all(),
-            look.query,
-            columns=COLUMNS,
-            orders=_orders(stale),
-            default="created",
-            filters=[states, *of_nodes()],
-            searched=_searched(text) if text else None,
-            shown=_with_last_image,
+        "table": found,
+        "no_restore": _not_restored(
+            look.rights, [row for row in found.rows if row.state is ServiceState.DUMPED]
         ),
         "stale": stale,
         "states": [(state.value, counts[state.value]) for state in STATES if state.value in counts],
         "counted": sum(counts.values()),
     }
+
+
+def _not_restored(rights: Rights, services: Sequence[Service]) -> dict[str, str]:
+    """Return by their ids why services would not be restored from the image that each is now."""
+    wanted = {each.pk: each.image_id for each in services if each.image_id and not each.has_process}
+    if not (rights.operate and wanted):
+        return {}
+    images = shown_to(rights, Image.objects.all()).in_bulk(list(wanted.values()))
+    whys = {pk: why_not_restored(rights, images.get(image)) for pk, image in wanted.items()}
+    return {pk: why for pk, why in whys.items() if why}
 
 
 @page(
@@ -146,6 +162,7 @@ def service(look: Look, reference: str) -> Context:
         "spans": SPANS,
         "usage": last_hour(found),
         "schedule": _schedule_of(found),
+        "no_restore": _not_restored(look.rights, [found]).get(found.pk, ""),
         "images": images[:IMAGES_SHOWN],
         "images_more": len(images) > IMAGES_SHOWN,
         # Each dialog of a dump makes dry runs; among the few shown they would hide what was done.

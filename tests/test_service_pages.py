@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 from django.test import AsyncClient, Client
 from django.utils import timezone
 
+from images import contents
 from images.models import Image, ImageContents
 from services import logs, operations
 from services.models import Job, Service, ServiceLoad
+from services.problems import Problem
 from tests.rows import made_service, member, recorded_image, running_service, stopped_service, taken
 from tests.site_fixtures import text_of
 from worker.runmh.log import KEPT
@@ -146,6 +149,7 @@ def test_a_restore_says_how_old_its_image_is_and_which_is_newer(admin: Client) -
     assert "accept_changed_files" not in refused
 
 
+NOTHING_SEEN: dict[str, Any] = {"processes": [], "files": [], "sockets": [], "memory": {}, "mappings": []}
 AS_ROOT = "It runs as root: only an admin can bring it back."
 
 
@@ -188,15 +192,18 @@ def test_an_operator_is_offered_no_way_back_that_would_be_refused() -> None:
         ways[service] = f'href="/images/{image.pk}/restore/"'
     Image.objects.filter(pk=image.pk).update(manifest={"origin": {"imported_by": "boss"}})
     for address, offered in (
-        ("/services/", {own, came}),
+        ("/services/", {own}),
         ("/images/", {own}),
-        (f"/services/{roots.pk}/", set()),
+        *((f"/services/{each.pk}/", {each} & {own}) for each in ways),
         *((f"/images/{each.pk}/", {each.service} & {own}) for each in Image.objects.all()),
     ):
         page = text_of(operator, address)
         assert {service for service, way in ways.items() if way in page} == offered, address
         assert f"/services/{roots.pk}/start/" not in page
     assert AS_ROOT in text_of(operator, f"/services/{roots.pk}/")
+    of_came = text_of(operator, f"/services/{came.pk}/")
+    assert '<p class="help">It was imported: only an admin can restore it.</p>' in of_came
+    assert f"/services/{came.pk}/start/" in of_came
     said = text_of(operator, f"/images/{image.pk}/restore/")
     assert "may not restore an image that was imported. Ask an administrator" in said
     assert "accept_changed_files" not in said
@@ -212,6 +219,44 @@ def test_an_operator_is_offered_no_way_back_that_would_be_refused() -> None:
         assert (AS_ROOT in page) is ("Try again" not in page) is (service is roots)
 
 
+def test_no_restore_is_offered_of_an_image_that_is_damaged_or_gone(admin: Client) -> None:
+    for status in ("dumped", "stopped"):
+        service = stopped_service(status)
+        image = recorded_image(service)
+        Service.objects.filter(pk=service.pk).update(status=status, image_id=image.pk)
+        way, start = f'href="/images/{image.pk}/restore/"', f'href="/services/{service.pk}/start/"'
+        addresses = [f"/services/{service.pk}/", *(["/services/"] if status == "dumped" else [])]
+        for address in addresses:
+            assert way in text_of(admin, address), address
+        Image.objects.filter(pk=image.pk).update(status="damaged")
+        for address in addresses:
+            assert way not in text_of(admin, address), address
+        page = text_of(admin, addresses[0])
+        assert '<p class="help">Its image is damaged.</p>' in page and start in page
+        assert '<span class="status damaged">' in page.split('id="h-images"')[1]
+        assert (start in text_of(admin, "/services/")) is (status == "stopped")
+        image.delete()
+        page = text_of(admin, addresses[0])
+        assert "Its image is not in the pool." in page and way not in page and start in page
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_values_are_offered_to_whom_they_are_shown(imported: bool) -> None:
+    operator, client = member("operator"), Client()
+    client.force_login(operator)
+    for user in ("root", "games"):
+        image = recorded_image(stopped_service(user=user))
+        manifest = {"spec": {"user": user}} | ({"origin": {"imported_by": "boss"}} if imported else {})
+        image.manifest, image.is_read = manifest, True
+        image.save()
+        data = NOTHING_SEEN | {"environment": {"1": ["NAME"]}, "counts": {}, "truncated": False}
+        ImageContents.objects.create(image=image, read_at=timezone.now(), data=data)
+        offered = "Show values" in text_of(client, f"/images/{image.pk}/")
+        assert offered is (user != "root")
+        with nullcontext() if offered else pytest.raises(Problem, match="may not run anything as root"):
+            contents.request_environment(image, actor=operator, source="web")
+
+
 def test_the_first_page_counts_in_whole_sentences(admin: Client) -> None:
     def said() -> str:
         page = admin.get("/").content.decode()
@@ -225,12 +270,11 @@ def test_the_first_page_counts_in_whole_sentences(admin: Client) -> None:
 
 def test_two_images_differ_in_the_names_of_their_environment(admin: Client) -> None:
     service = stopped_service("web")
-    empty: dict[str, Any] = {"processes": [], "files": [], "sockets": [], "memory": {}, "mappings": []}
     images = []
     for name in ("OLD_NAME", "NEW_NAME"):
         images.append(recorded_image(service))
         ImageContents.objects.create(
-            image=images[-1], read_at=timezone.now(), data=empty | {"environment": {"2": [name]}}
+            image=images[-1], read_at=timezone.now(), data=NOTHING_SEEN | {"environment": {"2": [name]}}
         )
     Image.objects.update(is_read=True)
     page = admin.get("/images/compare/", {"a": images[0].pk, "b": images[1].pk}).content.decode()

@@ -165,6 +165,7 @@ def dialog_words(text: str) -> str:
 
 # Why an operator may not bring a service, or that of an image, to life.
 register.filter("barred", rights.barred)
+register.filter("barred_values", rights.barred_values)
 
 
 @register.filter
