@@ -112,6 +112,7 @@ def job(look: Look, reference: str) -> Context:
         # Unless its failure offers just this; what it offers besides may not be enough.
         "may_ask_again": again and not any(map(_tries_again, row.error_actions)),
         "may_start": not account,
+        "tried": tries_of(row).first() if row.state in _NOT_DONE else None,
         "whys": [why for why in dict.fromkeys((bar, account if starts else "")) if why],
         "log": log_object(row)["lines"] if row.state in _NOT_DONE else [],
         "address": _address(row),
@@ -121,6 +122,16 @@ def job(look: Look, reference: str) -> Context:
         # Whoever goes on from here to a dump goes on with what he chose, and with what is asked of him.
         "chosen": as_query({**row.options, **(row.result.get("options") or {})}),
     }
+
+
+def tries_of(job: Job) -> QuerySet[Job]:
+    """Return the jobs that tried this one again, the first of them first.
+
+    The index of its service's jobs leads there. What has no service is a check of a node, and those are few.
+    """
+    near = {"service_ref": job.service_ref} if job.service_ref else {"kind": job.kind}
+    tries = Job.objects.filter(queued_at__gte=job.queued_at, retry_of=job.pk, **near)
+    return tries.order_by("queued_at").only("status")
 
 
 def _image_of(job: Job) -> Image | None:

@@ -231,6 +231,30 @@ def test_changed_files_are_accepted_in_a_dialog_that_lists_them(admin: Client) -
     assert "/srv/other" not in text_of(admin, f"/images/{job.image_id}/restore/?job={other.pk}")
 
 
+def test_a_failed_job_says_that_it_was_tried_again(admin: Client) -> None:
+    job = failed_restore("port_in_use")
+    assert "Tried again" not in text_of(admin, f"/jobs/{job.pk}/")
+    admin.post(f"/jobs/{job.pk}/retry/")
+    again = Job.objects.get(retry_of=job.pk)
+    for status in ("queued", "running", "failed"):
+        Job.objects.filter(pk=again.pk).update(status=status)
+        page = text_of(admin, f"/jobs/{job.pk}/")
+        said = f'<dt>Tried again</dt><dd><a class="id" href="/jobs/{again.pk}/">{again.pk[:12]}</a> <span'
+        assert re.search(rf"{re.escape(said)}[^\n]+</svg>{status}</span></dd>", page), status
+    assert "<dt>Tried again" not in text_of(admin, f"/jobs/{again.pk}/"), "it is the last"
+    admin.post(f"/jobs/{again.pk}/retry/")
+    assert f'href="/jobs/{again.pk}/">' in text_of(admin, f"/jobs/{job.pk}/"), "the first of them"
+    # A check of a node is about no service.
+    check = failed_job(JobKind.CHECK, *subject("own", JobKind.CHECK))
+    check.service, check.service_ref = None, ""
+    check.save()
+    admin.post(f"/jobs/{check.pk}/retry/")
+    assert f'href="/jobs/{Job.objects.get(retry_of=check.pk).pk}/"' in text_of(admin, f"/jobs/{check.pk}/")
+    # Neither is looked for among all jobs.
+    for each, index in ((job, "services_job_by_service"), (check, "services_job_by_kind")):
+        assert re.search(rf"SEARCH .* USING INDEX {index} \(.*queued_at", job_pages.tries_of(each).explain())
+
+
 @pytest.mark.parametrize(
     "other", ["what succeeded", "of another kind", "of another service", "of another image", "none"]
 )
