@@ -315,6 +315,8 @@ _FOR_IMAGES = (
 SERVICE_ACTIONS: Mapping[str, Action] = {action.name: action for action in _FOR_SERVICES}
 IMAGE_ACTIONS: Mapping[str, Action] = {action.name: action for action in _FOR_IMAGES}
 
+# What has the options of a dump: a dry run, too.
+_DUMPS = {"dump", "check_service"}
 _DUMP_OPTIONS = {option.name: option for option in SERVICE_ACTIONS["dump"].options}
 
 
@@ -338,13 +340,39 @@ def as_typed(options: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         option = _DUMP_OPTIONS.get(name)
         if option is None or not value:
             continue
-        typed = "" if option.kind == "check" else str(value)
-        if option.kind == "mebibytes":
-            typed = f"{value / 2**20:g}"
-        elif option.kind == "folders":
-            typed = " ".join(value)
-        found.append((name, option.label, typed))
+        found.append((name, option.label, _typed(option, value)))
     return found
+
+
+def _typed(option: Option, value: Any) -> str:
+    if option.kind == "mebibytes":
+        return f"{value / 2**20:g}"
+    if option.kind == "folders":
+        return " ".join(value)
+    return "" if option.kind == "check" else _text(value)
+
+
+def called(kind: str, name: str, value: Any) -> tuple[str, str]:
+    """Return an option of a job as people read it: what it is called, and its value.
+
+    kind: of the job. Those of a dump are called as in its dialog, and have the value that is typed there.
+    """
+    option = _DUMP_OPTIONS.get(name) if kind in _DUMPS else None
+    if option is None:
+        return name.replace("_", " "), _text(value)
+    return option.label, _typed(option, value) or _text(value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_text(each)}" for name, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_text, value)) or "none"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return "none" if value in {None, ""} else str(value)
 
 
 def as_query(options: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponseBase, StreamingHttpResponse
 from django.views.decorators.http import require_GET
 
+from dashboard.actions import called
 from dashboard.filters import days, since
 from dashboard.page import Context, Look, page, user_of_page
 from dashboard.tables import Column, Filter, begins, search_of, table
@@ -29,7 +30,6 @@ COLUMNS = (
 ORDERS = {"when": ("id",)}
 BATCH = 1_000  # rows of the CSV that are read at once
 
-_SWITCHES = {"True": "yes", "False": "no"}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -59,7 +59,12 @@ def audit(look: Look) -> Context:
     about = {row.target_id for row in found.rows if row.target_kind == "service"}
     names = dict(Service.objects.filter(pk__in=about).values_list("pk", "name"))
     told = [
-        (row, states.get(row.detail.get("job", ""), ""), names.get(row.target_id, ""), said_of(row.detail))
+        (
+            row,
+            states.get(row.detail.get("job", ""), ""),
+            names.get(row.target_id, ""),
+            said_of(row.action, row.detail),
+        )
         for row in found.rows
     ]
     return {"table": found, "told": told}
@@ -71,15 +76,10 @@ def _states(rows: Iterable[AuditEvent]) -> dict[str, str]:
     return dict(Job.objects.filter(pk__in=asked).values_list("pk", "status"))
 
 
-def said_of(detail: Mapping[str, Any]) -> str:
+def said_of(action: str, detail: Mapping[str, Any]) -> str:
     """Return what else a line of the record says, in words; its job and its image are links already."""
-    said = []
-    for name, value in detail.items():
-        if name in {"job", "image"}:
-            continue
-        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        said.append(f"{name.replace('_', ' ')}: {_SWITCHES.get(text, text) or 'none'}")
-    return "; ".join(said)
+    said = [called(action, name, value) for name, value in detail.items() if name not in {"job", "image"}]
+    return "; ".join(f"{name}: {value}" for name, value in said)
 
 
 def _filters() -> list[Filter]:

@@ -9,7 +9,7 @@ from typing import Any
 from django.db.models import Q, QuerySet
 from django.urls import reverse
 
-from dashboard.actions import as_query
+from dashboard.actions import as_query, called
 from dashboard.filters import of_nodes, since
 from dashboard.health import is_silent
 from dashboard.page import Context, Look, Moved, page
@@ -116,6 +116,7 @@ def job(look: Look, reference: str) -> Context:
         "whys": [why for why in dict.fromkeys((bar, account if starts else "")) if why],
         "log": log_object(row)["lines"] if row.state in _NOT_DONE else [],
         "address": _address(row),
+        "options": [called(row.kind, name, value) for name, value in row.options.items() if value],
         "about": about,
         "has_image": image is not None,
         "dry_run": row.kind == JobKind.CHECK_SERVICE and row.state is JobState.SUCCEEDED,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.test import Client
@@ -12,8 +13,9 @@ from django.utils import timezone
 
 from dashboard import job_pages
 from images import operations as operations_of_images
+from images import schedules, timing
 from images.models import Image
-from services import operations
+from services import inspection, operations
 from services.models import Job, Node, Service
 from services.states import JobKind
 from tests.rows import member, recorded_image, running_service, stopped_service, taken
@@ -253,6 +255,43 @@ def test_a_failed_job_says_that_it_was_tried_again(admin: Client) -> None:
     # Neither is looked for among all jobs.
     for each, index in ((job, "services_job_by_service"), (check, "services_job_by_kind")):
         assert re.search(rf"SEARCH .* USING INDEX {index} \(.*queued_at", job_pages.tries_of(each).explain())
+
+
+def test_what_a_job_was_asked_for_is_said_as_its_dialog_says_it(admin: Client) -> None:
+    service = running_service("web")
+    asked: dict[str, Any] = {
+        "ghost_limit": 261 << 20,
+        "force_irmap": ["/srv/app", "/srv/<b>"],
+        "carry": ["/var/lib/app"],
+        "freeze_timeout": 60.0,
+    }
+    told = [
+        ("Leave it running", "yes"),
+        ("Deleted files up to (MiB)", "261"),
+        ("Search watched files in", "/srv/app /srv/&lt;b&gt;"),
+        ("Carry the data in", "/var/lib/app"),
+        ("Seconds to freeze", "60"),
+    ]
+    look = inspection.request_check_service(
+        service, actor="root", source="manage", options=asked | {"leave_running": True}
+    )
+    dump = operations.request_dump(service, actor="root", source="manage", **asked, leave_running=True)
+    for job in (look, dump):
+        page = text_of(admin, f"/jobs/{job.pk}/")
+        assert [each for each in told if f"<dt>{each[0]}</dt><dd>{each[1]}</dd>" in page] == told
+    for action in ("dump", "check_service"):
+        page = text_of(admin, "/audit/", action=action)
+        assert [f"{label}: {value}" for label, value in told if f"{label}: {value}" not in page] == []
+    # What has no such dialog is called by its name.
+    file = failed_job(
+        JobKind.EXPORT_IMAGE, *subject("own", JobKind.EXPORT_IMAGE), options={"recipients": ["age1", "age2"]}
+    )
+    assert "<dt>Recipients</dt><dd>age1, age2</dd>" in text_of(admin, f"/jobs/{file.pk}/")
+    schedules.put(service, every="1h", actor="root", source="manage")
+    operations.change(service, restore_on_boot=True, name="", actor="root", source="manage")
+    page = text_of(admin, "/audit/")
+    assert f"schedule: when {timing.in_words(3600, '')}, keep 3" in page
+    assert "restore on boot: yes" in page and "name: none" in page
 
 
 @pytest.mark.parametrize(
