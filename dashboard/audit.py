@@ -14,6 +14,7 @@ from dashboard.actions import called
 from dashboard.filters import days, since
 from dashboard.page import Context, Look, page, user_of_page
 from dashboard.tables import Column, Filter, begins, search_of, table
+from images.models import Image
 from services.actors import names_like, require_auditor
 from services.auditing import ACTIONS, SOURCES, TARGETS
 from services.models import AuditEvent, AuditOutcome, Job, Service
@@ -56,18 +57,27 @@ def audit(look: Look) -> Context:
         searched=_chosen(search_of(look.query)),
     )
     states = _states(found.rows)
-    about = {row.target_id for row in found.rows if row.target_kind == "service"}
-    names = dict(Service.objects.filter(pk__in=about).values_list("pk", "name"))
+    names = {
+        "service": _names(Service.objects.all(), "service", found.rows),
+        "image": _names(Image.objects.all(), "image", found.rows),
+    }
     told = [
         (
             row,
             states.get(row.detail.get("job", ""), ""),
-            names.get(row.target_id, ""),
+            names.get(row.target_kind, {}).get(row.target_id, ""),
+            row.target_kind in names and row.target_id not in names[row.target_kind],
             said_of(row.action, row.detail),
         )
         for row in found.rows
     ]
     return {"table": found, "told": told}
+
+
+def _names(named: QuerySet[Any], kind: str, rows: Iterable[AuditEvent]) -> dict[str, str]:
+    """Return the names of what lines of the record are about and is still there, by id."""
+    about = {row.target_id for row in rows if row.target_kind == kind}
+    return dict(named.filter(pk__in=about).values_list("pk", "name"))
 
 
 def _states(rows: Iterable[AuditEvent]) -> dict[str, str]:

@@ -241,6 +241,7 @@ def request(
             service_ref=current.service_ref,
             options=options,
             why=why,
+            name=current.name if kind is JobKind.DELETE_IMAGE else "",
             actor=actor,
             source=source,
         )

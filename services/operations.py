@@ -298,10 +298,12 @@ def new_job(
     options: dict[str, Any] | None = None,
     service_ref: str = "",
     why: str = "",
+    name: str = "",
 ) -> Job:
     """Insert a queued job with its first event and send it after the commit; call it in a transaction.
 
     why: what its first event says, for a job that nobody has asked for.
+    name: of what the job deletes, for the record, which outlives it.
     Raises Problem job_active when the service has an active job already.
     """
     now = timezone.now()
@@ -339,6 +341,7 @@ def new_job(
         detail={
             "job": job.pk,
             **({"image": image_id} if image_id else {}),
+            **({"name": name} if name else {}),
             **({"why": why} if why else {}),
             **(options or {}),
         },
@@ -378,6 +381,7 @@ def _request(
             image_id=image_id,
             options=options,
             why=why,
+            name=now.name if kind is JobKind.DELETE_SERVICE else "",
             actor=actor,
             source=source,
         )

@@ -10,11 +10,12 @@ from django.contrib.auth.models import Group, User
 from django.test import Client
 from django.utils import timezone
 
+from images import operations as image_operations
 from services import operations
 from services.auditing import ACTIONS, SOURCES, TARGETS, record_audit
 from services.authentication import issue
 from services.models import AuditEvent, Job, Service
-from tests.rows import member, running_service
+from tests.rows import member, recorded_image, running_service, stopped_service
 from tests.site_fixtures import text_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -35,6 +36,31 @@ def test_each_request_is_on_the_record_with_who_when_where_and_what() -> None:
     assert dumped.detail == {"job": job["object_id"], "image": job["image"], "leave_running": True}
     assert (renamed.action, renamed.outcome, renamed.detail) == ("rename", "done", {"name": "shop"})
     assert (cancelled.target_kind, cancelled.target_id) == ("job", job["object_id"])
+
+
+def test_the_record_says_what_the_deleted_was_called() -> None:
+    client = Client()
+    client.force_login(User.objects.create_superuser("boss", password="long enough 1"))
+    service, nameless = stopped_service("web"), stopped_service()
+    image = recorded_image(service)
+    image_operations.rename(image, "before-upgrade", "root", "manage")
+    told = (("service", service.pk, "web"), ("image", image.pk, "before-upgrade"))
+    page = text_of(client, "/audit/")
+    for kind, pk, name in told:
+        assert f'href="/{kind}s/{pk}/">{pk[:12]}</a> <span class="small">{kind} {name}</span>' in page, kind
+    image_operations.request_delete(image, actor="root", source="manage")
+    for each in (service, nameless):
+        job = operations.request_delete_service(each, actor="root", source="manage")
+        details = AuditEvent.objects.filter(action="delete_service", target_id=each.pk)
+        named = {"name": "web"} if each is service else {}
+        assert [event.detail for event in details] == [{"job": job.pk, **named, "stop": False}]
+    image_operations.forget(image.pk)
+    Service.objects.all().delete()
+    page = text_of(client, "/audit/")
+    for kind, pk, name in told:
+        assert f"/{kind}s/{pk}/" not in page
+        assert f'<span class="id">{pk[:12]}</span> <span class="small">{kind} (deleted)</span>' in page, kind
+        assert f"delete {kind} " in page and f'<span class="small long">name: {name}' in page, kind
 
 
 def test_one_can_look_for_each_word_of_the_record() -> None:
