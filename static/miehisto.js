@@ -30,7 +30,7 @@
     const now = Date.now();
     for (const time of all("time[data-ago], time[data-due]", root)) {
       const at = new Date(time.dateTime);
-      if (!time.title) time.title = at.toLocaleString() + " (" + time.textContent.trim() + " UTC)";
+      if (!time.title) time.title = at.toLocaleString() + " (" + time.textContent.trim() + ")";
       const seconds = (now - at.getTime()) / 1000;
       const text = ("due" in time.dataset ? ahead(-seconds) : ago(seconds)) || at.toLocaleDateString();
       if (time.textContent !== text) time.textContent = text;

@@ -145,6 +145,15 @@ def test_the_audits_csv_is_of_the_filters_that_are_set(page: Page, stack: Stack)
     assert rows and all(",stop,service," in row for row in rows)
 
 
+def test_a_moment_is_told_by_how_long_ago_and_keeps_when_it_was(page: Page, stack: Stack) -> None:
+    service = stack.create("sleep", "1000")
+    log_in_as_admin(page, stack)
+    page.goto(f"/services/{service}/")
+    made = page.locator("dl.facts time").last
+    expect(made).to_have_text(re.compile("ago$|^just now$"))
+    expect(made).to_have_attribute("title", re.compile(r"^[^(]+ \([-\d]{10} [:\d]{8} UTC\)$"))
+
+
 def test_by_the_keyboard_alone(page: Page, stack: Stack) -> None:
     port = free_port()
     service = stack.create(*server(port).split(), options=("--name", "keys"))

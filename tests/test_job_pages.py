@@ -12,6 +12,7 @@ from django.test import Client
 from django.utils import timezone
 
 from dashboard import job_pages
+from dashboard.templatetags.dashboard import DOES
 from images import operations as operations_of_images
 from images import schedules, timing
 from images.models import Image
@@ -292,6 +293,14 @@ def test_what_a_job_was_asked_for_is_said_as_its_dialog_says_it(admin: Client) -
     page = text_of(admin, "/audit/")
     assert f"schedule: when {timing.in_words(3600, '')}, keep 3" in page
     assert "restore on boot: yes" in page and "name: none" in page
+
+
+def test_a_jobs_page_says_what_its_kind_does(admin: Client) -> None:
+    assert set(DOES) == set(JobKind)
+    for kind in JobKind:
+        job = failed_job(kind, *subject("own", kind))
+        said = re.findall(r'<p class="help">([^<]+)</p>', text_of(admin, f"/jobs/{job.pk}/"))
+        assert [html.unescape(text) for text in said] == [DOES[kind]], kind
 
 
 @pytest.mark.parametrize(

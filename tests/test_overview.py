@@ -99,7 +99,7 @@ def test_a_damaged_image_is_said_after_all_else(admin: Client) -> None:
     assert heading == "1 image damaged" and "1 image is damaged on" in notice
     dump = taken(operations.request_start(service, actor="root", source="manage"))
     failed(dump, ServiceState.STOPPED)
-    assert seen(admin)[0] == "1 job failed today"
+    assert seen(admin)[0] == "1 job failed in 24 hours"
 
 
 def failed(job: Job, after: ServiceState, message: str = "It failed.") -> Job:
@@ -113,11 +113,11 @@ def test_a_failure_that_was_tried_again_with_success_is_over(admin: Client) -> N
     heard()
     service = running_service("web")
     job = failed(taken(operations.request_dump(service, actor="root", source="manage")), ServiceState.RUNNING)
-    assert seen(admin)[0] == "1 job failed today"
+    assert seen(admin)[0] == "1 job failed in 24 hours"
     again = taken(retrying.request_retry(job, actor="root", source="manage"))
-    assert seen(admin)[0] == "1 job failed today", "it is not known yet"
+    assert seen(admin)[0] == "1 job failed in 24 hours", "it is not known yet"
     failed(again, ServiceState.RUNNING)
-    assert seen(admin)[0] == "2 jobs failed today"
+    assert seen(admin)[0] == "2 jobs failed in 24 hours"
     last = taken(retrying.request_retry(again, actor="root", source="manage"))
     operations.succeed(last, service_state=ServiceState.RUNNING, result={}, statistics={})
     assert seen(admin)[0] == "All is well"

@@ -12,12 +12,21 @@ import pytest
 from django.test import AsyncClient, Client
 from django.utils import timezone
 
-from images import contents
+from images import contents, schedules
 from images.models import Image, ImageContents
 from services import logs, operations
 from services.models import Job, Service, ServiceLoad
 from services.problems import Problem
-from tests.rows import made_service, member, recorded_image, running_service, stopped_service, taken
+from services.states import ServiceState
+from tests.rows import (
+    jobs_of,
+    made_service,
+    member,
+    recorded_image,
+    running_service,
+    stopped_service,
+    taken,
+)
 from tests.site_fixtures import text_of
 from worker.runmh.log import KEPT
 
@@ -238,6 +247,39 @@ def test_no_restore_is_offered_of_an_image_that_is_damaged_or_gone(admin: Client
         image.delete()
         page = text_of(admin, addresses[0])
         assert "Its image is not in the pool." in page and way not in page and start in page
+
+
+def test_a_service_without_a_process_says_how_it_goes_on(admin: Client) -> None:
+    service = stopped_service("web")
+    anew = "It has no process. A start begins anew."
+    on = "It has no process. A restore lets it go on from an image; a start begins anew."
+    for said, image in ((anew, False), (on, True)):
+        if image:
+            recorded_image(service)
+        for state in ServiceState:
+            Service.objects.filter(pk=service.pk).update(status=state.value)
+            page = text_of(admin, f"/services/{service.pk}/")
+            here = state in {"failed", "exited", "stopped", "created"}
+            assert (f'<p class="help">{said}</p>' in page) is here, state
+            assert page.count("It has no process") == here, state
+
+
+def test_moments_say_that_they_are_utc(admin: Client) -> None:
+    service = stopped_service("web")
+    image, _other = recorded_image(service), recorded_image(service)
+    jobs_of_image = Job.objects.bulk_create(jobs_of(service, image.pk, image.created_at))
+    schedules.put(service, every="1h", actor="root", source="manage")
+    moment = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+    for address, least in (
+        (f"/services/{service.pk}/", 5),
+        (f"/images/{image.pk}/", 3),
+        (f"/jobs/{jobs_of_image[0].pk}/", 1),
+    ):
+        told = re.findall(r"<time [^>]*data-(?:ago|due)>([^<]*)</time>", text_of(admin, address))
+        assert len(told) >= least, address
+        assert [text for text in told if not re.fullmatch(f"{moment} UTC", text)] == [], address
+    options = re.findall(r"<option value=\"\w{32}\"[^>]*>([^<]*)", text_of(admin, "/images/compare/"))
+    assert len(options) == 4 and all(re.match(f"{moment} UTC · web · ", text) for text in options)
 
 
 @pytest.mark.parametrize("imported", [False, True])

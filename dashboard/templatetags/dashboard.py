@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -15,6 +16,7 @@ from django.utils.safestring import SafeString, mark_safe
 
 from dashboard import actions, rights
 from dashboard.page import Part
+from services.states import JobKind
 
 register = template.Library()
 
@@ -80,7 +82,7 @@ def when(at: datetime | None) -> SafeString:
     return format_html(
         '<time datetime="{}" data-ago>{}</time>',
         at.isoformat(timespec="milliseconds"),
-        at.strftime("%Y-%m-%d %H:%M:%S"),
+        _in_utc(at),
     )
 
 
@@ -88,7 +90,11 @@ def when(at: datetime | None) -> SafeString:
 def due(at: datetime) -> SafeString:
     """Show a moment that is to come; with JavaScript it becomes "in 3 min"."""
     moment = at.isoformat(timespec="milliseconds")
-    return format_html('<time datetime="{}" data-due>{}</time>', moment, at.strftime("%Y-%m-%d %H:%M:%S"))
+    return format_html('<time datetime="{}" data-due>{}</time>', moment, _in_utc(at))
+
+
+def _in_utc(at: datetime) -> str:
+    return at.strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 @register.filter
@@ -155,6 +161,31 @@ _WORDS = {"check_service": "dry run", "check": "check of the node", "read_enviro
 def words(kind: str) -> str:
     """Return a kind of job or an action as words: delete_image → delete image."""
     return _WORDS.get(kind) or kind.replace("_", " ")
+
+
+DOES: Mapping[str, str] = {
+    JobKind.START: "A start runs the service's command from the beginning, with empty memory.",
+    JobKind.STOP: "A stop asks the service to end, and kills it if that takes too long; its memory is lost.",
+    JobKind.RESTART: "A restart stops the service and runs its command again from the beginning.",
+    JobKind.DUMP: "A dump writes a running service into an image, to go on from exactly there later.",
+    JobKind.RESTORE: "A restore lets a service go on from an image, where it was at the dump.",
+    JobKind.DELETE_SERVICE: "The service is forgotten and its log deleted; its images stay.",
+    JobKind.VERIFY_IMAGE: "Each file of the image is read and compared with the sums made at the dump.",
+    JobKind.DELETE_IMAGE: "The files of the image are deleted, which cannot be undone.",
+    JobKind.EXPORT_IMAGE: "The image is written into an archive, for another node or a backup.",
+    JobKind.IMPORT_IMAGE: "An image is taken out of an archive and put into the pool of this node.",
+    JobKind.CHECK: "The node looks whether it can dump and restore, and what is missing.",
+    JobKind.CHECK_SERVICE: "A dry run looks whether a service could be dumped now, and changes nothing.",
+    JobKind.CHECK_COMMAND: "The node looks whether a command could be started there, and runs nothing.",
+    JobKind.READ_ENVIRONMENT: "The values of the environment are read out of the image, for who asked alone.",
+}
+"""What a job of each kind does, one sentence each."""
+
+
+@register.filter
+def does(kind: str) -> str:
+    """Return what a job of a kind does."""
+    return DOES.get(kind, "")
 
 
 @register.filter
