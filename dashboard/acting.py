@@ -15,7 +15,7 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_http_methods, require_POST
 
-from dashboard.actions import IMAGE_ACTIONS, SERVICE_ACTIONS, Action, Option
+from dashboard.actions import IMAGE_ACTIONS, SERVICE_ACTIONS, Action, Option, in_its_words
 from dashboard.rights import Rights, account_of, barred
 from images import operations as image_operations
 from images import schedules
@@ -37,6 +37,12 @@ View = Callable[..., HttpResponse]
 
 def _schedule(service: Service, *, actor: Actor, source: str, **wish: Any) -> Service:
     """Give a service the schedule that its dialog says; none where no time is in it."""
+    if wish["every"] and wish["cron"]:
+        raise bad_input(
+            "There is a time between two dumps, and there are times of day: a schedule has one of the two.",
+            "Empty one of the two fields.",
+            field="every",
+        )
     if wish["every"] or wish["cron"]:
         schedules.put(
             service,
@@ -44,8 +50,12 @@ def _schedule(service: Service, *, actor: Actor, source: str, **wish: Any) -> Se
             source=source,
             **{name: each for name, each in wish.items() if each not in (None, "")},
         )
-    else:
+        return service
+    try:
         schedules.remove(service, actor=actor, source=source)
+    except Problem as problem:
+        if problem.code != "schedule_not_found":  # without one there is nothing to do
+            raise
     return service
 
 
@@ -65,6 +75,8 @@ _FOR_IMAGES: dict[str, Callable[..., Job | Image]] = {
     "delete": image_operations.request_delete,
 }
 FORM = require_http_methods(["GET", "HEAD", "POST"])
+# What is wrong with what was typed: its dialog is where that can be mended.
+_TYPED_WRONG = {"bad_input", "name_taken"}
 
 
 def action(view: View) -> Callable[..., Any]:
@@ -84,8 +96,7 @@ def act_on_service(request: HttpRequest, reference: str, action: str) -> HttpRes
     if action not in SERVICE_ACTIONS:
         raise Http404
     service = found(lambda: find_service(reference))
-    back = reverse("services:show", args=[service.pk])
-    return _act(request, SERVICE_ACTIONS[action], service, _FOR_SERVICES[action], back)
+    return _act(request, SERVICE_ACTIONS[action], service, _FOR_SERVICES[action])
 
 
 @action
@@ -95,8 +106,7 @@ def act_on_image(request: HttpRequest, reference: str, action: str) -> HttpRespo
     if action not in IMAGE_ACTIONS:
         raise Http404
     image = found(lambda: Image.objects.for_display().by_reference(reference))
-    back = reverse("images:show", args=[image.pk])
-    return _act(request, IMAGE_ACTIONS[action], image, _FOR_IMAGES[action], back)
+    return _act(request, IMAGE_ACTIONS[action], image, _FOR_IMAGES[action])
 
 
 def _act(
@@ -104,17 +114,16 @@ def _act(
     described: Action,
     subject: Service | Image,
     operation: Callable[..., Job | Service | Image],
-    back: str,
 ) -> HttpResponse:
     if request.method != "POST":
-        return _dialog(request, described, subject, back)
+        return _dialog(request, described, subject)
     try:
         options = options_of(described, request.POST)
         ask = partial(operation, subject, actor=request.user, source="web", **options)
         done = asked_after(_job_in(request.POST), ask)
     except Problem as problem:
-        return refused(request, problem, back)
-    return redirect("services:job", done.pk) if isinstance(done, Job) else redirect(back)
+        return complained(request, described, subject, problem)
+    return redirect("services:job", done.pk) if isinstance(done, Job) else redirect(_page_of(subject))
 
 
 @action
@@ -181,11 +190,33 @@ def shown(request: HttpRequest, heart: str, context: dict[str, Any], status: int
     return answer
 
 
-def _dialog(request: HttpRequest, described: Action, subject: Service | Image, back: str) -> HttpResponse:
+def complained(
+    request: HttpRequest, described: Action, subject: Service | Image, problem: Problem
+) -> HttpResponse:
+    """Say what refused an action: in its dialog, as it was filled, if that can be mended there."""
+    if problem.code in _TYPED_WRONG:
+        return _dialog(request, described, subject, in_its_words(described, problem))
+    return refused(request, problem, _page_of(subject))
+
+
+def _page_of(subject: Service | Image) -> str:
+    return reverse("services:show" if isinstance(subject, Service) else "images:show", args=[subject.pk])
+
+
+def _dialog(
+    request: HttpRequest, described: Action, subject: Service | Image, problem: Problem | None = None
+) -> HttpResponse:
+    """Show a dialog. problem: what is wrong with what was sent, which it is filled with then."""
     rights = Rights.of(request.user)
     bar = barred(rights, subject) if rights.operate else ""
-    filled = _filled(described, subject, request.GET)
+    here = "services" if isinstance(subject, Service) else "images"
+    given = request.POST if problem else request.GET
+    filled = _typed(described, given) if problem else _filled(described, subject, given)
+    job = _job_in(given)
     context = {
+        "address": reverse(f"{here}:act", args=[subject.pk, described.name]),
+        "problem": problem,
+        "wrong": wrong_field(problem) if problem else "",
         "action": described,
         "subject": subject,
         "title": described.title.format(_called(subject)),
@@ -200,15 +231,20 @@ def _dialog(request: HttpRequest, described: Action, subject: Service | Image, b
             # What an admin has ticked stays: an empty box would take it away.
             if not (option.revives and bar) or filled.get(option.name) == "on"
         ],
-        "unfolded": any(option.rare and option.name in filled for option in described.options),
-        "changed_files": _changed_files(subject, _job_in(request.GET)),
-        "job": _job_in(request.GET),
-        "back": back,
+        "unfolded": any(option.rare and filled.get(option.name) for option in described.options),
+        "changed_files": _changed_files(subject, job),
+        "job": job,
+        "back": _page_of(subject),
         "rights": rights,
         "rare": any(option.rare for option in described.options),
-        "here": "services" if isinstance(subject, Service) else "images",
+        "here": here,
     }
-    return shown(request, "_dialog.html", context)
+    return shown(request, "_dialog.html", context, problem.http_status if problem else 200)
+
+
+def wrong_field(problem: Problem) -> str:
+    """Return the field that a problem with what was typed is about, "" for none."""
+    return "name" if problem.code == "name_taken" else str(problem.details.get("field", ""))
 
 
 def _called(subject: Service | Image) -> str:
@@ -287,6 +323,10 @@ def _filled(described: Action, subject: Service | Image, query: QueryDict) -> di
         elif option.name in asked and option.kind == "check":
             filled[option.name] = "on"
     return filled
+
+
+def _typed(described: Action, given: QueryDict) -> dict[str, str]:
+    return {option.name: given.get(option.name, "") for option in described.options}
 
 
 def _job_in(given: QueryDict) -> str:

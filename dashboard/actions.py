@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
+from services.problems import Problem
+
 
 @dataclass(frozen=True)
 class Option:
@@ -328,6 +330,18 @@ def in_words(text: str) -> str:
         return f"option “{option.label}”" if option else found[0]
 
     return re.sub(r"option (\w+)", called, text)
+
+
+def in_its_words(described: Action, problem: Problem) -> Problem:
+    """Return a problem with an option ("The value of grace …") that calls it as the action's dialog does."""
+    name, message = str(problem.details.get("field", "")), problem.message
+    label = next((option.label for option in described.options if option.name == name), "")
+    if label:
+        called = rf"^(The value of|There are \d+ paths in|The path .* in) {re.escape(name)}\b"
+        message = re.sub(called, lambda found: f"{found[1]} “{label}”", problem.message)
+    return Problem(
+        problem.code, message, problem.remedy, http_status=problem.http_status, details=problem.details
+    )
 
 
 def as_typed(options: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -12,8 +12,8 @@ from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
 from django.shortcuts import redirect, render
 from django.urls import reverse
 
-from dashboard.acting import found, options_of, refused
-from dashboard.actions import SERVICE_ACTIONS
+from dashboard.acting import complained, found, options_of, refused
+from dashboard.actions import SERVICE_ACTIONS, in_its_words
 from dashboard.contents_view import tree
 from dashboard.creating import checked_command, form_with
 from dashboard.page import user_of_page
@@ -34,25 +34,27 @@ async def check_service(request: HttpRequest, reference: str) -> HttpResponse:
     if request.method != "POST":
         return HttpResponseNotAllowed(["POST"])
 
-    def ask() -> Job:
+    dump, fragment = SERVICE_ACTIONS["dump"], bool(request.headers.get("HX-Request"))
+
+    def ask() -> Job | HttpResponse:
         service = found(lambda: find_service(reference))
-        options = options_of(SERVICE_ACTIONS["dump"], request.POST)
-        return inspection.request_check_service(service, actor=request.user, source="web", options=options)
+        try:
+            options = options_of(dump, request.POST)
+            return inspection.request_check_service(
+                service, actor=request.user, source="web", options=options
+            )
+        except Problem as problem:
+            if fragment:
+                return render(request, "_problem.html", {"problem": in_its_words(dump, problem)})
+            return complained(request, dump, service, problem)
 
-    try:
-        job = await in_thread(ask)
-    except Problem as problem:
-        return await in_thread(_problem, request, problem, reference)
-    if not request.headers.get("HX-Request"):
-        return redirect("services:job", job.pk)
-    job = await waiting.ended(job, PATIENCE)
+    asked = await in_thread(ask)
+    if isinstance(asked, HttpResponse):
+        return asked
+    if not fragment:
+        return redirect("services:job", asked.pk)
+    job = await waiting.ended(asked, PATIENCE)
     return await in_thread(render, request, "services/_dry_run.html", {"job": job, "found": job.result})
-
-
-def _problem(request: HttpRequest, problem: Problem, reference: str) -> HttpResponse:
-    if request.headers.get("HX-Request"):
-        return render(request, "_problem.html", {"problem": problem})
-    return refused(request, problem, reverse("services:show", args=[reference]))
 
 
 async def service_now(request: HttpRequest, reference: str) -> HttpResponse:

@@ -8,7 +8,7 @@ from typing import Any
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import redirect
 
-from dashboard.acting import FORM, action, shown
+from dashboard.acting import FORM, action, shown, wrong_field
 from dashboard.rights import Rights
 from services import inspection, operations
 from services.models import Job, Node
@@ -34,7 +34,7 @@ def new_service(request: HttpRequest) -> HttpResponse:
             source="web",
         )
     except Problem as problem:
-        field = "name" if problem.code == "name_taken" else str(problem.details.get("field", ""))
+        field = wrong_field(problem)
         wrong = CALLED.get(field, field)
         return form_with(request, {"problem": problem, "wrong": wrong}, problem.http_status)
     return redirect("services:job", job.pk)

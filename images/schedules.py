@@ -64,7 +64,7 @@ def put(
     ):
         raise bad_input(
             f"The value of keep must be a number of images from 1 to {MOST_KEPT}.",
-            "Send such a number.",
+            "Give such a number.",
             field="keep",
         )
     now = timezone.now()

@@ -34,7 +34,7 @@ def _octets(value: object, field: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST_GHOST:
         raise bad_input(
             f"The value of {field} must be a number of bytes from 0 to {_MOST_GHOST}.",
-            "Send such a number; 0 means the default.",
+            "Give such a number; 0 means the default.",
             field=field,
         )
     return value

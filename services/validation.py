@@ -179,7 +179,7 @@ def seconds(value: object, field: str, *, most: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
         raise bad_input(
             f"The value of {field} must be a number of seconds from 0 to {most:g}.",
-            "Send such a number.",
+            "Give such a number.",
             field=field,
         )
     return float(value)

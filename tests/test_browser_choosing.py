@@ -95,6 +95,30 @@ def test_many_at_once(page: Page, stack: Stack) -> None:
     expect(dialog).to_contain_text("1 image can go")
 
 
+def test_what_is_typed_wrongly_is_mended_where_it_stands(page: Page, stack: Stack) -> None:
+    service = stack.create("sleep", "1000", options=("--name", "web"))
+    log_in_as_admin(page, stack)
+    page.goto(f"/services/{service}/")
+    page.get_by_role("link", name="Dump", exact=True).click()
+    dialog, form = page.get_by_role("dialog"), page.get_by_role("main")
+    expect(dialog).to_contain_text("Yes: nothing was found")
+    dialog.get_by_text("More options").click()
+    dialog.get_by_label("Carry the data in").fill("tmp")
+    dialog.get_by_label("Leave it running").check()
+    expect(dialog.get_by_role("alert")).to_contain_text("“Carry the data in” must be an absolute path")
+    dialog.get_by_role("button", name="Dump").click()
+    expect(form.get_by_role("alert")).to_contain_text("“Carry the data in” must be an absolute path")
+    expect(form.get_by_label("Carry the data in")).to_be_focused()
+    expect(form.get_by_label("Carry the data in")).to_have_css("border-top-color", "rgb(173, 34, 26)")
+    assert_accessible(page, "with what is wrong")
+    form.get_by_label("Carry the data in").fill("")
+    form.get_by_label("Leave it running").focus()
+    expect(form).to_contain_text("Yes: nothing was found")
+    form.get_by_role("button", name="Dump").click()
+    expect(page.locator(".title .status")).to_have_text("succeeded")
+    assert stack.show("service", service)["status"] == "running", "the tick was kept"
+
+
 def test_a_schedule_and_its_end(page: Page, stack: Stack) -> None:
     service = stack.create("sleep", "1000")
     log_in_as_admin(page, stack)

@@ -67,6 +67,14 @@ def test_a_service_from_its_beginning_to_its_end(visitor: Visitor, stack: Stack)
     visitor.sees("it is restored")
     for every in ("1h", ""):
         visitor.open("Schedule", Every=every)
+        if every:
+            times = main.get_by_label("Or at times of day")
+            times.fill("0 3 * * *")
+            visitor.press("Save")
+            visitor.sees("Empty one of the two fields.")
+            expect(main.get_by_label("Every", exact=True)).to_have_value(every)
+            expect(times).to_have_value("0 3 * * *")
+            times.fill("")
         visitor.press("Save")
         expect(main.locator("dl.facts", has_text="every 1h")).to_have_count(1 if every else 0)
 
