@@ -28,16 +28,33 @@ def compare(look: Look) -> Context:
     except Problem as problem:
         context["problem"] = problem
     offered = Image.objects.for_display().defer("manifest", "statistics").order_by("-created_at", "-id")
-    known = context["a"] or context["b"]
-    if known:
-        offered = offered.filter(service_ref=known.service_ref)
-    context["offered"] = list(offered[:MOST_OFFERED])
-    chosen = [context["a"], context["b"]]
-    context["choices"] = [
-        (name, label, image.pk if image else "")
-        for name, label, image in zip(("a", "b"), ("One", "The other"), chosen, strict=True)
-    ]
+    given = [image for image in (context["a"], context["b"]) if image]
+    if given:
+        offered = offered.filter(service_ref=given[0].service_ref)
+    found = list(offered[:MOST_OFFERED])
+    # A select that does not offer what is compared would show another image, and compare that next time.
+    found += [image for image in dict.fromkeys(given) if image not in found]
+    context["offered"] = sorted(found, key=lambda image: (image.created_at, image.pk), reverse=True)
+    a, b = _chosen(context["a"], context["b"], context["offered"])
+    context["choices"] = [("a", "One", a and a.pk), ("b", "The other", b and b.pk)]
     return context
+
+
+def _chosen(a: Image | None, b: Image | None, offered: list[Image]) -> tuple[Image | None, Image | None]:
+    """Return what is chosen at first: what is compared; beside one image, and without any, the newest.
+
+    offered: the newest first, of the same service as `a` or `b`. Never one image twice: nothing differs then.
+    """
+    if a and b:
+        return a, b
+    if one := a or b:
+        other = next((image for image in offered if image != one), None)
+        return (one, other) if a else (other, one)
+    for at, newer in enumerate(offered):
+        for older in offered[at + 1 :]:
+            if older.service_ref == newer.service_ref:
+                return older, newer
+    return None, None
 
 
 def _widths(mappings: list[dict[str, Any]]) -> list[dict[str, Any]]:
