@@ -19,7 +19,7 @@ from images import operations as image_operations
 from images.models import Image
 from services import operations
 from services.actors import require_operator
-from services.models import Job, Service
+from services.models import Job, Node, Service
 from services.problems import Problem
 from services.states import KINDS, JobKind, ServiceState
 
@@ -94,5 +94,6 @@ def _told(described: Action, services: Sequence[Service], rights: Rights) -> Con
         "refused": [(service, whys[service.pk]) for service in services if service not in fit],
         "final": [service for service in fit if described.ends and barred(rights, service)],
         "may": rights.operate,
+        "nodes": Node.objects.count(),
         "here": "services",
     }

@@ -36,7 +36,8 @@ def overview(look: Look) -> Context:
         .values_list("status", "count")
     )
     down = sum(counted.get(state, 0) for state in DOWN)
-    ailing = list(Service.objects.filter(status__in=DOWN).order_by("-changed_at")[:FAILURES])
+    is_down = Service.objects.filter(status__in=DOWN).select_related("node")
+    ailing = list(is_down.order_by("-changed_at")[:FAILURES])
     bad = Job.objects.filter(queued_at__gte=yesterday, status__in=BAD_JOB)
     theirs = bad.filter(service__in=ailing).order_by("queued_at")
     causes = {(ref, why): pk for ref, why, pk in theirs.values_list("service_ref", "error_message", "pk")}

@@ -131,6 +131,11 @@ class Table(Generic[M]):
         return f"more than {MOST_COUNTED:,}" if self.counted > MOST_COUNTED else f"{self.counted:,}"
 
     @property
+    def offers(self) -> set[str]:
+        """The names of the choices that there are above it."""
+        return {choice.name for choice in self.filters}
+
+    @property
     def narrowed(self) -> bool:
         """Whether a search or a filter leaves something out."""
         return bool(self.search or any(self.chosen.values()))

@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from dashboard.actions import IMAGE_ACTIONS, SERVICE_ACTIONS
 from images.models import Image
-from services.models import ApiToken, AuditEvent, Job, JobEvent, Service, ServiceEvent, ServiceSample
+from services.models import ApiToken, AuditEvent, Job, JobEvent, Node, Service, ServiceEvent, ServiceSample
 from tests.rows import in_bulk, jobs_of, member, running_service
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -82,6 +82,16 @@ def put_away() -> None:
     Service.objects.filter(name__endswith="1").update(status="dumped", pid=None, image_id=F("pk"))
 
 
+def spread_out() -> None:
+    """Let some services be another node's, with their images and jobs; and of these, some down."""
+    other, _made = Node.objects.get_or_create(name="another")
+    theirs = Service.objects.filter(name__regex="-[0-9]*[12]$")
+    for rows in (Image.objects, Job.objects):
+        rows.filter(service__in=theirs).update(node=other)
+    theirs.update(node=other)
+    theirs.filter(name__endswith="1").update(status="failed", pid=None)
+
+
 def test_no_page_asks_more_of_the_database_when_there_is_more(asked: list[str]) -> None:
     boss = User.objects.create_superuser("boss", password="long enough 1")
     client, operator = Client(), Client()
@@ -90,6 +100,7 @@ def test_no_page_asks_more_of_the_database_when_there_is_more(asked: list[str]) 
     service = running_service("web")
     in_bulk(FEW)
     put_away()
+    spread_out()
     lived(service, boss, FEW)
     image, newer = Image.objects.filter(service=service).order_by("created_at")[:2]
     job = Job.objects.filter(service=service, status="failed").earliest("queued_at")
@@ -140,6 +151,7 @@ def test_no_page_asks_more_of_the_database_when_there_is_more(asked: list[str]) 
     few = questions()
     in_bulk(MANY - FEW)
     put_away()
+    spread_out()
     lived(service, boss, MANY - FEW)
     many = questions()
     more = {address: count - few[address] for address, count in many.items() if count != few[address]}
