@@ -9,6 +9,7 @@ from django.utils import timezone
 from images import operations
 from images.comparing import compare
 from images.models import Image, ImageContents, ImageEnvironment
+from services import bell
 from services.actors import Actor, name_of, require_account, require_operator
 from services.models import Job
 from services.presenting import moment
@@ -31,6 +32,7 @@ def record(image_id: str, data: dict[str, Any], error: str = "") -> None:
         if Image.objects.filter(pk=image_id).update(is_read=True):
             seen = {"read_at": timezone.now(), "data": data, "error": error}
             ImageContents.objects.update_or_create(image_id=image_id, defaults=seen)
+            transaction.on_commit(lambda: bell.ring_image(image_id))
 
 
 def contents_object(image: Image) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Rings when a job or a service changed: a Redis PUBLISH on its channel. It knows no rows, carries no data.
+"""Rings when a job, a service or an image changed: a Redis PUBLISH on its channel.
 
-Losing a ring is harmless: who waits also reads the rows from time to time.
+It knows no rows, and carries no data. Losing a ring is harmless: who waits also reads the rows from time to
+time.
 """
 
 import logging
@@ -60,6 +61,11 @@ def ring(job_id: str) -> bool:
 def ring_service(service_id: str) -> bool:
     """Wake the pages that show the service; call it after the commit. Returns False when Redis is away."""
     return _publish(f"miehisto.service.{service_id}")
+
+
+def ring_image(image_id: str) -> bool:
+    """Wake the pages that show the image; call it after the commit. Returns False when Redis is away."""
+    return _publish(f"miehisto.image.{image_id}")
 
 
 def _publish(name: str) -> bool:
