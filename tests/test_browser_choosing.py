@@ -12,6 +12,12 @@ from tests.stack import Stack, eventually
 
 __all__ = ["chromium", "page"]
 
+OFF_SCREEN = """Array.from(document.querySelectorAll("main :is(a, button, input, select)"))
+    .filter((each) => each.checkVisibility({ visibilityProperty: true }))
+    .map((each) => [each.getBoundingClientRect(), each.outerHTML])
+    .filter(([box]) => box.left < 0 || box.right > innerWidth).map(([, html]) => html)"""
+"""What can have the focus beside the page."""
+
 
 def test_a_dry_run_names_the_options_and_a_failure_offers_them(
     page: Page, stack: Stack, folder: Path
@@ -117,6 +123,28 @@ def test_what_is_typed_wrongly_is_mended_where_it_stands(page: Page, stack: Stac
     form.get_by_role("button", name="Dump").click()
     expect(page.locator(".title .status")).to_have_text("succeeded")
     assert stack.show("service", service)["status"] == "running", "the tick was kept"
+
+
+def test_a_table_can_be_sorted_and_all_of_it_chosen_on_a_phone(page: Page, stack: Stack) -> None:
+    for name in ("anna", "berta"):
+        stack.create("sleep", "1000", options=("--name", name))
+    log_in_as_admin(page, stack)
+    for width in (390, 360):
+        page.set_viewport_size({"width": width, "height": 800})
+        for address in ("/services/", "/images/", "/jobs/", "/audit/", "/account/tokens/"):
+            page.goto(address)
+            assert page.evaluate(OFF_SCREEN) == [], f"{address} at {width} px: Tab leads there"
+        page.goto("/services/")
+        names = page.locator("tbody .name")
+        for order in (["anna", "berta"], ["berta", "anna"]):
+            by_name = page.locator("thead").get_by_role("link", name="Service")
+            expect(by_name).to_be_in_viewport(ratio=1)
+            by_name.click()
+            expect(names).to_have_text(order)
+        everyone = page.get_by_label("Choose all shown")
+        expect(everyone).to_be_in_viewport(ratio=1)
+        everyone.check()
+        expect(page.locator("tbody input:checked")).to_have_count(2)
 
 
 def test_a_schedule_and_its_end(page: Page, stack: Stack) -> None:
