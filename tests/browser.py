@@ -31,6 +31,13 @@ SCHEMES: dict[Literal["light", "dark"], dict[str, Any]] = {
     "dark": {"runOnly": ["color-contrast"]},
 }
 """Colour schemes, and what axe-core is told to look at in each."""
+_MAKE_MEMBER = """
+from django.contrib.auth.models import Group, User
+user, _ = User.objects.get_or_create(username="the-{role}")
+user.set_password("long enough 1")
+user.save()
+user.groups.set([Group.objects.get(name="{role}")])
+"""
 AFTER_A_FRAME = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 AFTER_ALL_MOTION = f"""(async () => {{
     await {AFTER_A_FRAME};
@@ -125,6 +132,12 @@ def log_in(page: Page, name: str, password: str) -> None:
 def log_in_as_admin(page: Page, stack: Stack) -> None:
     """Log in as the first user, whose password the daemon has written down."""
     log_in(page, "admin", (stack.state / "admin_password").read_text().strip())
+
+
+def log_in_as(page: Page, stack: Stack, role: str) -> None:
+    """Log in as somebody who has this role alone."""
+    stack.manage("shell", "--no-imports", "-c", _MAKE_MEMBER.format(role=role))
+    log_in(page, f"the-{role}", "long enough 1")
 
 
 def connected(page: Page) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser import assert_accessible, chromium, log_in_as_admin, page
+from tests.browser import assert_accessible, chromium, log_in_as, log_in_as_admin, page
 from tests.stack import Stack, eventually, free_port, get_page
+from tests.stopping import worker_held_up
 
 __all__ = ["chromium", "page"]
 
@@ -34,6 +35,8 @@ def ids(stack: Stack, folder: Path) -> dict[str, str]:
     stack.mhctl("service", "restore", "--from", dumped, check=False)
     for each in (before, image, dumped):
         stack.show("image", each)  # it waits until somebody has read what is in it
+    looked = stack.api("POST", f"services/{web}/check?wait=30", {}).body
+    checked = stack.api("POST", "check?wait=30").body
     jobs = stack.api("GET", "jobs").body
     ended = {(job["kind"], job["status"], job["service"]): job["object_id"] for job in jobs}
     broken = next(job["object_id"] for job in jobs if job["status"] == "failed" and job["kind"] != "restore")
@@ -45,6 +48,8 @@ def ids(stack: Stack, folder: Path) -> dict[str, str]:
         "succeeded": ended["dump", "succeeded", web],
         "failed": broken,
         "refused": ended["restore", "failed", writer],
+        "dry run": looked["object_id"],
+        "check": checked["object_id"],
     }
 
 
@@ -62,6 +67,7 @@ def test_every_page_is_accessible(stack: Stack, ids: dict[str, str], page: Page)
         f"/services/{web}/",
         f"/services/{ids['writer']}/",
         f"/services/{web}/logs/",
+        f"/services/{web}/logs/?q=GET",
         f"/services/{web}/now/",
         f"/services/{web}/dump/",
         "/services/nope/",
@@ -73,6 +79,8 @@ def test_every_page_is_accessible(stack: Stack, ids: dict[str, str], page: Page)
         "/jobs/",
         f"/jobs/{ids['succeeded']}/",
         f"/jobs/{ids['failed']}/",
+        f"/jobs/{ids['dry run']}/",
+        f"/jobs/{ids['check']}/",
         "/audit/",
         "/account/tokens/",
         "/account/password/",
@@ -124,6 +132,34 @@ def test_what_is_seldom_seen_is_accessible(stack: Stack, page: Page) -> None:
         page.goto("/audit/")
         expect(page.get_by_role("heading", level=1)).to_have_text("A fault in Miehistö")
         assert_accessible(page, "with a fault")
+
+
+def test_what_only_some_see_is_accessible(stack: Stack, ids: dict[str, str], page: Page) -> None:
+    image = ids["image"]
+    with closing(sqlite3.connect(stack.state / "database/db.sqlite3", timeout=20)) as rows, rows:
+        origin = """'$.origin', json('{"imported_by": "somebody"}')"""
+        rows.execute(
+            f"UPDATE images_image SET manifest = json_set(manifest, {origin}) WHERE id = ?", (image,)
+        )
+    log_in_as(page, stack, "operator")
+    for address, said in (
+        ("/services/", "running"),
+        ("/images/", "sealed"),
+        (f"/images/{image}/", "It was imported by somebody"),
+        (f"/images/{image}/restore/", "imported"),
+        (f"/images/{ids['before']}/", "only an admin can bring it back"),
+        (f"/services/{ids['writer']}/", "only an admin can bring it back"),
+        (f"/services/{ids['web']}/dump/", "only an admin can bring it back"),
+    ):
+        page.goto(address)
+        expect(page.get_by_role("main")).to_contain_text(said)
+        assert_accessible(page, "of an operator")
+    with worker_held_up(stack):
+        with closing(sqlite3.connect(stack.state / "database/db.sqlite3", timeout=20)) as rows, rows:
+            rows.execute("UPDATE images_image SET is_read = 0 WHERE id = ?", (image,))
+        page.goto(f"/images/{image}/")
+        expect(page.get_by_role("main")).to_contain_text("The worker has not looked into it yet")
+        assert_accessible(page, "before it is read")
 
 
 @contextmanager

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,22 +14,14 @@ from tests.browser import (
     assert_accessible,
     chromium,
     connected,
-    log_in,
+    log_in_as,
     log_in_as_admin,
     page,
 )
-from tests.stack import CHECKOUT, Stack, eventually, free_port, get_page
+from tests.stack import Stack, eventually, free_port, get_page
 from tests.stopping import stopped_at, worker_held_up
 
 __all__ = ["chromium", "page"]
-
-MAKE_VIEWER = """
-from django.contrib.auth.models import Group, User
-user, _ = User.objects.get_or_create(username="watcher")
-user.set_password("long enough 1")
-user.save()
-user.groups.set([Group.objects.get(name="viewer")])
-"""
 
 
 def server(port: int) -> str:
@@ -104,8 +94,7 @@ def test_an_operators_day(page: Page, stack: Stack) -> None:
     # What is in the image, and what differs from the other.
     elsewhere.bring_to_front()
     expect(elsewhere.locator(".title .status")).to_have_text("succeeded")
-    image = elsewhere.locator("a[href^='/images/']").last
-    elsewhere.goto(str(image.get_attribute("href")))
+    elsewhere.goto(str(elsewhere.locator("a[href^='/images/']").last.get_attribute("href")))
     expect(elsewhere.locator("#part-image")).to_contain_text("http.server")
     expect(elsewhere.locator("#part-image")).to_contain_text(f"127.0.0.1:{port}")
     elsewhere.get_by_role("link", name=re.compile("^with ")).first.click()
@@ -123,6 +112,7 @@ def test_an_operators_day(page: Page, stack: Stack) -> None:
         expect(page.locator(".bad-card")).to_contain_text(f"Port {port} is held by")
         expect(page.locator("mark.wrong").first).to_contain_text("Address already in use")
         expect(page.locator(".waterfall tr", has_text="failed here")).to_contain_text("restoring")
+        assert_accessible(page, "with CRIU's log")
     page.get_by_role("button", name="Try again").click()
     page.wait_for_url(re.compile("/jobs/"))
     expect(page.locator(".title .status")).to_have_text("succeeded")
@@ -187,9 +177,7 @@ def press_tab_until(page: Page, wanted: Locator) -> None:
 
 def test_a_viewer_sees_and_cannot_act(page: Page, stack: Stack) -> None:
     service = stack.create("sleep", "1000", options=("--name", "calm"))
-    command = [sys.executable, "manage.py", "shell", "--no-imports", "-c", MAKE_VIEWER]
-    subprocess.run(command, cwd=CHECKOUT, env=stack.environment, check=True)
-    log_in(page, "watcher", "long enough 1")
+    log_in_as(page, stack, "viewer")
     page.goto(f"/services/{service}/")
     expect(page.get_by_role("heading", level=1)).to_have_text("calm")
     for verb in ("Dump", "Stop", "Delete"):
