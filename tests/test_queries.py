@@ -79,7 +79,7 @@ def lived(service: Service, user: User, count: int) -> None:
 
 def put_away() -> None:
     """Let some services in bulk be the images that they have."""
-    Service.objects.filter(name__endswith="1").update(status="dumped", pid=None, image_id=F("pk"))
+    Service.objects.filter(name__endswith="0").update(status="dumped", pid=None, image_id=F("pk"))
 
 
 def spread_out() -> None:
