@@ -3,6 +3,7 @@
 from typing import Any
 
 from django.contrib import admin
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 
 from images import operations
@@ -44,6 +45,9 @@ class ImageAdmin(ReadOnly):
     list_select_related = ("service", "node")
     search_fields = ("id", "name", "service_ref")
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Image]:
+        return super().get_queryset(request).defer("manifest")  # long, and shown nowhere
+
 
 @admin.register(Schedule)
 class ScheduleAdmin(ReadOnly):
@@ -57,3 +61,6 @@ class ImageContentsAdmin(ReadOnly):
     list_display = ("image", "read_at", "error")
     list_select_related = ("image",)
     search_fields = ("image__id", "image__name")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[ImageContents]:
+        return super().get_queryset(request).defer("data", "image__manifest", "image__statistics")
