@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from worker import forks, locks
+from worker import forks, inspecting, locks, spares
+from worker.image_files import Unreadable
 
 FORKS = 100
 """In as many, one that falls into such a moment is all but certain."""
@@ -17,6 +20,27 @@ FORKS = 100
 
 def connect(database: Path) -> sqlite3.Connection:
     return sqlite3.connect(database, isolation_level=None, timeout=2, check_same_thread=False)
+
+
+@contextmanager
+def forked() -> Iterator[None]:
+    """Fork processes, one after the other, that live until the end of the block."""
+    awaited, end = os.pipe()
+    children = []
+    try:
+        for _ in range(FORKS):
+            child = os.fork()
+            if child == 0:
+                os.close(end)
+                os.read(awaited, 1)
+                os._exit(0)
+            children.append(child)
+        yield
+    finally:
+        os.close(awaited)
+        os.close(end)
+        for child in children:
+            os.waitpid(child, 0)
 
 
 @pytest.mark.filterwarnings("ignore:This process.*fork:DeprecationWarning")
@@ -101,24 +125,43 @@ def test_nor_one_that_was_about_to_be_taken_or_let_go(tmp_path: Path) -> None:
 
     agent = threading.Thread(target=take_and_let_go)
     agent.start()
-    awaited, end = os.pipe()
-    children = []
     try:
-        for _ in range(FORKS):
-            child = os.fork()
-            if child == 0:
-                os.close(end)
-                os.read(awaited, 1)
-                os._exit(0)
-            children.append(child)
-        enough.set()
-        agent.join()
-        # The youngest may not yet have let go of what it has got.
-        with locks.held(path, 10) as taken:
-            assert taken is not None
+        with forked():
+            enough.set()
+            agent.join()
+            # The youngest may not yet have let go of what it has got.
+            with locks.held(path, 10) as taken:
+                assert taken is not None
     finally:
         enough.set()
-        os.close(awaited)
-        os.close(end)
-        for child in children:
-            os.waitpid(child, 0)
+
+
+@pytest.mark.filterwarnings("ignore:This process.*fork:DeprecationWarning")
+@pytest.mark.parametrize("start", ["reader", "supervisor"])
+def test_nor_one_that_keeps_a_program_from_being_started(start: str) -> None:
+    """Python waits until a pipe to the new program is closed, and the reader of an image for its others."""
+    wrong: list[Unreadable] = []
+    enough = threading.Event()
+
+    def begin() -> None:
+        while not (wrong or enough.is_set()):
+            if start == "reader":
+                try:
+                    inspecting.heard(["true"], 1000, 5)
+                except Unreadable as error:
+                    wrong.append(error)
+            else:
+                spare = spares.Spare()
+                spare._connection.close()  # it ends without an order
+                spare.launcher.wait()
+
+    agent = threading.Thread(target=begin)
+    agent.start()
+    try:
+        with forked():
+            enough.set()
+            agent.join(10)
+            assert not (agent.is_alive() or wrong)
+    finally:
+        enough.set()
+        agent.join()

@@ -90,8 +90,9 @@ class Agent:
         """Watch until told to stop. A database that is away is waited for."""
         cgroups.make_room()
         cgroups.sweep()
-        version = self._criu_version()
-        can: dict[str, Any] = dict(host.capabilities(self._criu_binary))
+        with forks.kept_away():
+            version = self._criu_version()
+            can: dict[str, Any] = dict(host.capabilities(self._criu_binary))
         beat = sweep = tidy = 0.0
         # This process forks the pool's, also to replace one that was killed.
         mine = connections["default"]

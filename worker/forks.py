@@ -3,7 +3,9 @@
 SQLite notes in the memory of its process which locks that process holds (os_unix.c, `unixShmNode`). A process
 that is forked while a thread holds one believes for ever that it is held: "database is locked", by nobody.
 So a fork waits until the thread has finished with the database, and closes its connection before it happens.
-It waits, too, until a lock file that was opened is noted as such, and one that is not any more is closed.
+It waits, too, until a lock file that was opened is noted as such, and one that is not any more is closed; and
+until a program that a thread starts has begun: who is forked in that moment would keep open, as long as he
+lives, the pipe by whose end Python knows that it has, and those to which it prints.
 Knows neither jobs nor services.
 """
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from worker import alone
+from worker import alone, forks
 from worker.image_files import Entry, Held, Image, Unreadable, entries, number, part, some_entries, text
 from worker.image_memory import KINDS, Memory, Shared
 from worker.runmh.launch import Account
@@ -77,17 +77,16 @@ def heard(command: Sequence[str], most: int, seconds: float) -> tuple[bytes, byt
         Unreadable: it says more, or takes longer; it is killed then.
     """
     deadline = time.monotonic() + seconds
-    with (
-        subprocess.Popen(
+    with forks.put_off():
+        program = subprocess.Popen(
             [*alone.APART, *command],
             env=alone.ENVIRONMENT,
             cwd=Path(__file__).parent.parent,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-        ) as program,
-        selectors.DefaultSelector() as open_ones,
-    ):
+        )
+    with program, selectors.DefaultSelector() as open_ones:
         said: dict[Any, bytearray] = {program.stdout: bytearray(), program.stderr: bytearray()}
         try:
             for pipe in said:

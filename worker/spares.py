@@ -15,6 +15,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from worker import forks
+
 _CODE = Path(__file__).resolve().parent.parent
 # -I and -S: nothing of the operator's environment or of site-packages is read.
 PROGRAM = [
@@ -31,7 +33,7 @@ class Spare:
 
     def __init__(self) -> None:
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        with theirs, forks.put_off():
             # It ends as soon as it has forked the runmh proper.
             self.launcher = subprocess.Popen(
                 [*PROGRAM, f"--order-fd={theirs.fileno()}"],
