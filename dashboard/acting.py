@@ -75,6 +75,7 @@ _FOR_IMAGES: dict[str, Callable[..., Job | Image]] = {
     "delete": image_operations.request_delete,
 }
 FORM = require_http_methods(["GET", "HEAD", "POST"])
+_MOST_MEBIBYTES = 65536
 # What is wrong with what was typed: its dialog is where that can be mended.
 _TYPED_WRONG = {"bad_input", "name_taken"}
 
@@ -364,7 +365,15 @@ def _number(option: Option, text: str) -> float | int:
         if option.kind == "count":
             return int(text)
         value = float(text)
-        return int(value * 2**20) if option.kind == "mebibytes" else value
+        if option.kind != "mebibytes":
+            return value
+        if 0 <= value <= _MOST_MEBIBYTES:
+            return int(value * 2**20)
+        raise bad_input(
+            f"The value of {option.name} must be a number of MiB from 0 to {_MOST_MEBIBYTES}.",
+            "Give such a number; 0 means the default.",
+            field=option.name,
+        )
     except (ValueError, OverflowError):
         raise bad_input(
             f"The text {text[:40]!r} is no number.", "Give a number, such as 30.", field=option.name

@@ -44,7 +44,7 @@ def _folders(value: object, field: str) -> list[str]:
     if not isinstance(value, list) or len(value) > _MOST_FOLDERS:
         raise bad_input(
             f"The value of {field} must be a list of at most {_MOST_FOLDERS} folders.",
-            "Send absolute paths, few and small: CRIU searches all that is below them.",
+            "Give absolute paths, few and small: CRIU searches all that is below them.",
             field=field,
         )
     return [validation.folder(each, field) for each in value]

@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from django.db import (
     DatabaseError,
+    Error,
     InterfaceError,
-    InternalError,
     OperationalError,
     close_old_connections,
     connections,
@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-_AWAY = (OperationalError, InterfaceError, InternalError)
-"""None of them is about what a row says. The last: a session that PostgreSQL ended for its idleness, or a
-standby that takes no writes yet."""
+_PASSING = {"25006", "25P03", "25P04"}
+"""PostgreSQL's codes of what psycopg calls an internal error and is none: a standby that takes no writes yet,
+a session or transaction that was ended because it took too long."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 
@@ -69,6 +69,13 @@ class Steps:
         self._thread.submit(write)
 
 
+def _is_away(error: Error) -> bool:
+    """Tell whether an error is about the database, and not about what is asked or a row says."""
+    if isinstance(error, OperationalError | InterfaceError):
+        return True
+    return getattr(error.__cause__, "sqlstate", None) in _PASSING
+
+
 def surely(ask: Callable[[], _T]) -> _T:
     """Read or write, however long the database is away, and return what came of it.
 
@@ -82,7 +89,9 @@ def surely(ask: Callable[[], _T]) -> _T:
     while True:
         try:
             return ask()
-        except _AWAY as error:
+        except Error as error:
+            if not _is_away(error):
+                raise
             log.warning("the database cannot be used, trying again in %g s: %s", pause, error)
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)

@@ -55,6 +55,7 @@ TYPED: tuple[tuple[str, dict[str, str], int, str, str], ...] = (
         "The value of “Carry the data in” must be an absolute path",
     ),
     ("dump", {"carry": "/srv/../in carry"}, 422, "carry", "'/srv/../in' in “Carry the data in” cannot"),
+    ("dump", {"ghost_limit": "70000"}, 422, "ghost_limit", "must be a number of MiB from 0 to 65536"),
     ("stop", {"grace": "9999"}, 422, "grace", "The value of “Seconds to end by itself” must be"),
     ("restart", {"grace": "-1"}, 422, "grace", "The value of “Seconds to end by itself” must be"),
 )

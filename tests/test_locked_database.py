@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 from django.conf import settings
 from django.db import IntegrityError, InterfaceError, InternalError, OperationalError, connection
@@ -88,18 +89,31 @@ def test_a_jobs_end_is_written_however_long_the_database_is_held() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("error", [OperationalError, InterfaceError, InternalError])
-def test_a_session_that_the_database_ends_is_no_fault_of_the_job(error: type[Exception]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "cause"),
+    [
+        (OperationalError, None),
+        (InterfaceError, None),
+        (InternalError, psycopg.errors.ReadOnlySqlTransaction()),
+        (InternalError, psycopg.errors.IdleInTransactionSessionTimeout()),
+    ],
+)
+def test_a_session_that_the_database_ends_is_no_fault_of_the_job(
+    kind: type[Exception], cause: Exception | None
+) -> None:
     """PostgreSQL names such ends by three kinds of errors, that of a standby without writes among them."""
-    answers: list[Exception | str] = [error("it is gone"), "written"]
+    answers: list[Exception | str] = [kind("it is gone"), "written"]
 
     def ask() -> str:
         answer = answers.pop(0)
         if isinstance(answer, Exception):
-            raise answer
+            raise answer from cause
         return answer
 
     assert surely(ask) == "written"
+    answers, cause = [InternalError("the index is broken")], None
+    with pytest.raises(InternalError):
+        surely(ask)
     with pytest.raises(IntegrityError):
         surely(lambda: Job.objects.create(node_id=0))
 

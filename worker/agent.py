@@ -90,7 +90,7 @@ class Agent:
         """Watch until told to stop. A database that is away is waited for."""
         cgroups.make_room()
         cgroups.sweep()
-        with forks.kept_away():
+        with forks.kept_away():  # for as long as their time limits at the most
             version = self._criu_version()
             can: dict[str, Any] = dict(host.capabilities(self._criu_binary))
         beat = sweep = tidy = 0.0

@@ -32,19 +32,20 @@ class Spare:
     """A runmh without a service, in a session of its own; a moment after its start it is nobody's child."""
 
     def __init__(self) -> None:
-        self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, forks.put_off():
-            # It ends as soon as it has forked the runmh proper.
-            self.launcher = subprocess.Popen(
-                [*PROGRAM, f"--order-fd={theirs.fileno()}"],
-                start_new_session=True,
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
-                cwd="/",
-            )
+        with forks.put_off():
+            self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                # It ends as soon as it has forked the runmh proper.
+                self.launcher = subprocess.Popen(
+                    [*PROGRAM, f"--order-fd={theirs.fileno()}"],
+                    start_new_session=True,
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
+                    cwd="/",
+                )
 
     def order(self, title: str, words: Sequence[str], descriptors: Mapping[str, int]) -> bool:
         """Give it its command line and its descriptors; False if it is gone."""
