@@ -23,12 +23,12 @@ def connect(database: Path) -> sqlite3.Connection:
 
 
 @contextmanager
-def forked() -> Iterator[None]:
-    """Fork processes, one after the other, that live until the end of the block."""
+def forked(count: int = FORKS) -> Iterator[None]:
+    """Fork so many processes, one after the other, that live until the end of the block."""
     awaited, end = os.pipe()
     children = []
     try:
-        for _ in range(FORKS):
+        for _ in range(count):
             child = os.fork()
             if child == 0:
                 os.close(end)
@@ -94,23 +94,13 @@ def test_a_process_that_is_forked_meanwhile_holds_no_lock(tmp_path: Path) -> Non
     agent = threading.Thread(target=hold)
     agent.start()
     assert holding.wait(10)
-    awaited, end = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(end)
-        os.read(awaited, 1)
-        os._exit(0)
-    os.close(awaited)
-    try:
+    with forked(1):
         with locks.held(path) as taken:
             assert taken is None, "the agent has it still"
         ending.set()
         agent.join()
         with locks.held(path, 10) as taken, locks.held(tmp_path / "another.lock", 10) as other:
             assert taken is not None and other is not None
-    finally:
-        os.close(end)
-        os.waitpid(child, 0)
 
 
 @pytest.mark.filterwarnings("ignore:This process.*fork:DeprecationWarning")

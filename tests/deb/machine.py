@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -64,12 +65,12 @@ exec env -i container=miehisto-tests PATH=/usr/sbin:/usr/bin:/sbin:/bin /sbin/in
 """
 
 
-class Shell:
+class Shell(ABC):
     """A machine to type commands in; each kind has its own way into it."""
 
+    @abstractmethod
     def way(self, words: tuple[str, ...]) -> list[str]:
         """Return the command of this host that runs one in there, as its root."""
-        raise NotImplementedError
 
     def done(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command in it; what it printed has its errors too."""
